@@ -1,0 +1,100 @@
+"""The client side of the scaled local method (docs/explanation-algorithm.md, client lines).
+
+    v = x;  repeat local_steps times:  v <- v - step_size * b / D-hat,   b <- momentum * b + g(v)
+    h = statistic at x on the FIRST mini-batch of the round
+
+D-hat is the same tensor at every local step of a round, except where the client refreshes a D of its own at each
+step. Everything is elementwise over leading axes: the same code moves one client (d,) and a stack (clients, d).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedscale_local.curvature import Batch, Oracle
+from fedscale_local.scaling import Memory, Scaling
+
+Measure = Callable[[Tensor, Batch, Tensor], Tensor]
+"""(v, batch, gradient at v on the batch) -> statistic (..., d)"""
+
+
+class LocalResult(NamedTuple):
+    """What one client, or a stack, has after its local steps."""
+
+    params: Tensor
+    loss: Tensor
+    """Mean of the mini-batch losses over the local steps, (...,)."""
+    statistic: Tensor | None
+    """At x on the round's first mini-batch, where it was asked for."""
+    momentum: Tensor | None
+    memory: Memory | None
+    d_hat: Tensor | None
+    """The D-hat of the last local step."""
+
+
+def probe(oracle: Oracle, x: Tensor, batch: Batch, measure: Measure) -> Tensor:
+    """The statistic at x on one mini-batch, no step taken."""
+    v = oracle.start(x)
+    _, gradient = oracle.gradient(v, batch)
+    return measure(v, batch, gradient)
+
+
+def scaled_local_steps(
+    oracle: Oracle,
+    x: Tensor,
+    batches: Iterable[Batch],
+    scaling: Scaling,
+    *,
+    step_size: float,
+    d_hat: Tensor | None = None,
+    momentum: float = 0.0,
+    buffer: Tensor | None = None,
+    measure: Measure | None = None,
+    memory: Memory | None = None,
+) -> LocalResult:
+    """One client's round, or a stack's.
+
+    x (..., d): the model received.  batches: one per local step; in a stack, clients that have fewer steps come last
+    and `batch.rows` leaves them out.  d_hat (..., d) or (d,): frozen for the whole round; None: no division.
+    buffer (..., d): the momentum buffer at the start, zeros if None.  measure: wanted for the statistic of the first
+    batch, or, together with `memory`, for a client's own D that is refreshed before each step and then used.
+    """
+    v = oracle.start(x)
+    if momentum:
+        buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
+    statistic = None
+    losses = torch.zeros(v.shape[:-1], dtype=v.dtype)
+    steps = torch.zeros(v.shape[:-1], dtype=v.dtype)
+    for batch in batches:
+        rows = batch.rows
+        loss, b = oracle.gradient(v[rows], batch)
+        losses[rows] += loss
+        steps[rows] += 1
+        if measure is not None and memory is not None:
+            memory, d_hat = _refresh_rows(scaling, memory, rows, measure(v[rows], batch, b))
+        elif measure is not None and statistic is None:
+            statistic = measure(v[rows], batch, b)
+        if momentum:
+            assert buffer is not None
+            b = buffer[rows].mul_(momentum).add_(b)
+        scale = d_hat if d_hat is None or d_hat.dim() < v.dim() else d_hat[rows]
+        scaling.step_(v[rows], b, scale, step_size)
+    return LocalResult(v.clone(), losses / steps, statistic, buffer, memory, d_hat)
+
+
+def _refresh_rows(
+    scaling: Scaling, memory: Memory, rows: slice, statistic: Tensor
+) -> tuple[Memory, Tensor | None]:
+    """Refresh the D of those clients of a stack that still step; the others keep theirs."""
+    if isinstance(memory.clock, int):
+        memory = scaling.refresh(memory, statistic)
+    else:
+        part = scaling.refresh(Memory(memory.value[rows], memory.clock[rows]), statistic)
+        value, clock = memory.value.clone(), memory.clock.clone()
+        value[rows], clock[rows] = part.value, part.clock
+        memory = Memory(value, clock)
+    return memory, scaling.d_hat(memory)

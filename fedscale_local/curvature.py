@@ -1,0 +1,91 @@
+"""Statistics H that a preconditioner may remember, measured on one mini-batch at one point.
+
+gradient      H = g, the mini-batch gradient; free, because the local step computes it anyway.
+hutchinson    H = z * (Hess z), z Rademacher, shared by all clients of a round, so that the mean over clients is the
+              probe of the mean Hessian (Hutchinson 1989; Yao et al. 2021, AdaHessian; Jahani et al. 2022, OASIS).
+gauss_newton  H = B * g-hat * g-hat, g-hat the gradient of the mean loss of B predictions whose labels are drawn from
+              the model's own output (Gauss-Newton-Bartlett; Liu et al. 2024, Sophia, Algorithm 2).
+
+The displacement statistic needs no measurement: see server_step.displacement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedscale_local.vector import Layout
+
+
+class Batch(Protocol):
+    """One mini-batch of one client or of a stack, as an oracle understands it.
+
+    `rows` selects the clients of the stack that take part in this step (... for one client).
+    """
+
+    @property
+    def rows(self) -> slice | type(...): ...  # type: ignore[valid-type]
+
+
+class Oracle(Protocol):
+    """Derivatives of the local objectives at v, (d,) for one client or (clients, d) for a stack."""
+
+    def start(self, x: Tensor) -> Tensor:
+        """The working copy v of x on which the steps act in place."""
+
+    def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mini-batch loss (...,) and its gradient (..., d); the gradient is valid until the next call."""
+
+    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
+        """Hess z, (..., d), for z (d,)."""
+
+    def gauss_newton(self, v: Tensor, batch: Batch) -> Tensor:
+        """The Gauss-Newton-Bartlett diagonal (..., d), with the labels that the batch's noise draws."""
+
+
+Statistic = Callable[[Oracle, Tensor, Batch, Tensor, Tensor | None], Tensor]
+"""(oracle, v, batch, gradient at v on the batch, probe z) -> H (..., d)"""
+
+
+def _gradient(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
+    return gradient.clone()
+
+
+def _hutchinson(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
+    assert z is not None, "the Hutchinson statistic needs the round's probe"
+    return z * oracle.hessian_vector(v, batch, z)
+
+
+def _gauss_newton(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
+    return oracle.gauss_newton(v, batch)
+
+
+STATISTICS: dict[str, Statistic] = {
+    "gradient": _gradient,
+    "hutchinson": _hutchinson,
+    "gauss_newton": _gauss_newton,
+}
+
+SIGNED = frozenset({"hutchinson", "gauss_newton"})
+"""Statistics that estimate a diagonal, averaged over clients with their sign."""
+
+
+def rademacher(generator: torch.Generator, size: int, dtype: torch.dtype) -> Tensor:
+    """A probe z (size,) of independent signs."""
+    return torch.randint(0, 2, (size,), generator=generator).to(dtype).mul_(2).sub_(1)
+
+
+def average_kernels(statistic: Tensor, layout: Layout) -> Tensor:
+    """Each convolution kernel's entries replaced by their mean (AdaHessian's spatial averaging).
+
+    statistic (..., d) -> (..., d). Only tensors with more than two axes (out, in, *kernel) are touched.
+    """
+    parts = layout.split(statistic)
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if len(shape) > 2:
+            kernel = tuple(range(2 - len(shape), 0))
+            parts[name] = parts[name].mean(dim=kernel, keepdim=True).expand_as(parts[name])
+    return layout.join(parts)
