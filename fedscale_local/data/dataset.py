@@ -55,7 +55,7 @@ class Dataset:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """(n,) int64 labels of the training set, for partition schemes; None unless it is a classification."""
+        """(n,) int64 training labels, for partition schemes; None unless it is a classification."""
         return self.y.numpy() if self.kind == "classification" else None
 
 
