@@ -1,8 +1,8 @@
 """CIFAR-10: Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
 
-Published for research without a formal licence. Three forms are read: parquet of encoded images (decoded once
-per process, with pillow), the binary version (cifar-10-batches-bin) and the Python version
-(cifar-10-batches-py). The last one's files are pickles: they are scanned for their two arrays, never unpickled.
+Published for research without a formal licence. Three forms are read: parquet of encoded images (decoded
+once per process, with pillow), the binary version (cifar-10-batches-bin) and the Python version
+(cifar-10-batches-py). The last one's files are pickles: they are scanned for their arrays, never unpickled.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from fedscale_local.errors import DataError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PARQUET = ("train.parquet", "test.parquet")
-BINARY = tuple(f"cifar-10-batches-bin/{name}.bin" for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"))
-PYTHON = tuple(file.replace("-bin/", "-py/").removesuffix(".bin") for file in BINARY)
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+BINARY = tuple(f"cifar-10-batches-bin/{name}.bin" for name in BATCHES)
+PYTHON = tuple(f"cifar-10-batches-py/{name}" for name in BATCHES)
 URL, MD5 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
 PIXELS = 3 * 32 * 32
+BETTER = "take the binary version of CIFAR-10"
 LOSSY = "lossy JPEG copy of CIFAR-10: accuracies are close to, but not the same as, those on the original"
 
 Arrays = tuple[np.ndarray, np.ndarray]  # (n, 3, 32, 32) uint8, (n,) int64
@@ -49,21 +51,26 @@ def cifar10(data: Any) -> Dataset:
     images = torch.from_numpy(x)
     mean, std = channel_statistics(images)
     return Dataset(
-        data.name, "classification", images, torch.from_numpy(y), torch.from_numpy(test_x), torch.from_numpy(test_y),
-        len(CLASSES), mean, std, class_names=CLASSES, note=note,
+        data.name, "classification", images, torch.from_numpy(y), torch.from_numpy(test_x),
+        torch.from_numpy(test_y), len(CLASSES), mean, std, class_names=CLASSES, note=note,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=2)
 def _decoded(file: Path, modified: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Images, labels, and whether the first image is a JPEG; kept in memory for the next run in this process."""
+    """Images, labels, and whether they are JPEGs; kept in memory for the next run in this process."""
     from PIL import Image
 
     table = read_table(file, ["img", "label"])
     raw = table["img"].combine_chunks().field("bytes")
     x = np.empty((len(raw), 32, 32, 3), np.uint8)
     for row, cell in enumerate(raw):
-        x[row] = Image.open(io.BytesIO(cell.as_py())).convert("RGB")
+        try:
+            x[row] = np.asarray(Image.open(io.BytesIO(cell.as_py())).convert("RGB"))
+        except (OSError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{file} row {row}", f"expected a 32x32 image ({error})", "fetch the file again"
+            ) from error
     lossy = len(raw) > 0 and raw[0].as_py()[:2] == b"\xff\xd8"
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), table["label"].to_numpy().astype(np.int64), lossy
 
@@ -72,7 +79,9 @@ def read_binary(file: Path) -> Arrays:
     """One file of the binary version: rows of one label and 3,072 bytes, channel by channel."""
     raw = np.fromfile(file, np.uint8)
     if len(raw) == 0 or len(raw) % (1 + PIXELS):
-        raise DataError(str(file), f"expected rows of {1 + PIXELS} bytes, found {len(raw)} bytes", "fetch it again")
+        raise DataError(
+            str(file), f"expected rows of {1 + PIXELS} bytes, found {len(raw)} bytes", "fetch it again"
+        )
     rows = raw.reshape(-1, 1 + PIXELS)
     return np.ascontiguousarray(rows[:, 1:]).reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
 
@@ -82,22 +91,22 @@ def scan_python(file: Path) -> Arrays:
 
     The stream holds the pixels as one long string and, after the key "labels", a list of small integers.
     """
-    pixels, labels, in_labels = b"", [], False
+    pixels, in_labels = b"", False
+    labels: list[int] = []
     try:
         for opcode, value, _ in pickletools.genops(file.read_bytes()):
-            if "STRING" in opcode.name or opcode.name.endswith(("BINBYTES", "BINUNICODE")):
-                in_labels = value in ("labels", b"labels")
-                if len(value) > len(pixels):
-                    pixels = value if isinstance(value, bytes) else value.encode("latin-1")
-            elif in_labels and opcode.name.startswith("BININT"):
+            if isinstance(value, str):  # Python 2 strings: keys, file names, and the pixels
+                in_labels = value == "labels"
+                pixels = max(pixels, value.encode("latin-1"), key=len)
+            elif in_labels and isinstance(value, int) and opcode.name.startswith("BININT"):
                 labels.append(value)
     except ValueError as error:
-        raise DataError(str(file), f"cannot be read ({error})", "take the binary version of CIFAR-10") from error
+        raise DataError(str(file), f"cannot be read ({error})", BETTER) from error
     if not labels or len(pixels) != len(labels) * PIXELS:
         raise DataError(
             str(file),
-            f"expected one label for every {PIXELS} bytes of pixels, found {len(labels)} and {len(pixels)} bytes",
-            "take the binary version of CIFAR-10",
+            f"expected {PIXELS} bytes of pixels a label, found {len(pixels)} for {len(labels)}",
+            BETTER,
         )
     x = np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, 3, 32, 32)
     return x, np.array(labels, np.int64)

@@ -31,10 +31,10 @@ def hapt(data: Any) -> Dataset:
     test_x, test_y, test_client = _read(files[1])
     mean = x.mean((0, 2), keepdims=True, dtype=np.float64)
     std = x.std((0, 2), keepdims=True, dtype=np.float64)
-    x, test_x = (torch.from_numpy(((part - mean) / std).astype(np.float32)) for part in (x, test_x))
+    seen, test_seen = (torch.from_numpy(((part - mean) / std).astype(np.float32)) for part in (x, test_x))
     return Dataset(
-        data.name, "classification", x, torch.from_numpy(y), test_x, torch.from_numpy(test_y), len(ACTIVITIES),
-        client=client, test_client=test_client, class_names=ACTIVITIES,
+        data.name, "classification", seen, torch.from_numpy(y), test_seen, torch.from_numpy(test_y),
+        len(ACTIVITIES), client=client, test_client=test_client, class_names=ACTIVITIES,
     )  # fmt: skip
 
 
@@ -44,4 +44,5 @@ def _read(file: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if len(flat) != len(table) * SAMPLES * CHANNELS:
         raise DataError(str(file), f"expected {SAMPLES * CHANNELS} numbers in each signal", "fetch it again")
     signal = flat.reshape(-1, SAMPLES, CHANNELS).transpose(0, 2, 1)
-    return signal, table["label"].to_numpy().astype(np.int64), table["subject"].to_numpy().astype(np.int64) - 1
+    label, subject = (table[name].to_numpy().astype(np.int64) for name in ("label", "subject"))
+    return signal, label, subject - 1

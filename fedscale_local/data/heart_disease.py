@@ -1,7 +1,8 @@
 """UCI heart disease, by hospital, with its missing values.
 
-Janosi (Budapest), Steinbrunn (Zurich), Pfisterer (Basel), Detrano (Long Beach and Cleveland); UCI lists it under
-CC BY 4.0. train.parquet and test.parquet have columns site, thirteen measurements (null where missing), label.
+Janosi (Budapest), Steinbrunn (Zurich), Pfisterer (Basel), Detrano (Long Beach and Cleveland); UCI lists it
+under CC BY 4.0. train.parquet and test.parquet have columns site, thirteen measurements (null where missing),
+label.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from fedscale_local.data.locate import locate
 from fedscale_local.data.tables import read_table
 
 COLUMNS = (
-    "age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak", "slope", "ca", "thal",
+    "age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak",
+    "slope", "ca", "thal",
 )  # fmt: skip
-HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 ZERO_IS_MISSING = ("trestbps", "chol")  # a blood pressure or a cholesterol of 0 was not measured
 
 
@@ -38,9 +39,9 @@ def heart_disease(data: Any) -> Dataset:
         for part in (values, test_values)
     )
     y, test_y = (torch.from_numpy(table["label"].to_numpy().astype(np.int64)) for table in tables)
-    client, test_client = (
-        np.array([HOSPITALS.index(site) for site in table["site"].to_pylist()], np.int64) for table in tables
-    )
+    sites = [table["site"].to_pylist() for table in tables]
+    hospitals = sorted({*sites[0], *sites[1]})  # cleveland, hungarian, switzerland, va
+    client, test_client = (np.array([hospitals.index(site) for site in split], np.int64) for split in sites)
     return Dataset(
         data.name, "classification", torch.from_numpy(x), y, torch.from_numpy(test_x), test_y, 2,
         client=client, test_client=test_client, class_names=("healthy", "disease"),

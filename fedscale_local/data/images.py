@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,14 @@ IDX = (
     "t10k-labels-idx1-ubyte",
 )
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 DIGITS = tuple("0123456789")
 
 
 def fashion_mnist_12k(data: Any) -> Dataset:
-    """12,000 training and 2,000 test images of Fashion-MNIST, equally many of each class; comes with the package.
+    """12,000 training and 2,000 test images of Fashion-MNIST, equally many of each class, in the package.
 
     x (12000, 1, 28, 28) uint8. Made by fedscale_local/data/embedded/build.py; MIT licence, notice beside it.
     """
@@ -45,13 +49,14 @@ def fashion_mnist_12k(data: Any) -> Dataset:
 
 def fashion_mnist(data: Any) -> Dataset:
     """Fashion-MNIST, whole: x (60000, 1, 28, 28) uint8, 10,000 for testing."""
-    files = locate(data, _layouts("FashionMNIST"), [DEBIAN_FASHION_MNIST], lambda to: _download("FashionMNIST", to))
+    layouts, fetch = _layouts("FashionMNIST"), partial(_download, "FashionMNIST")
+    files = locate(data, layouts, [DEBIAN_FASHION_MNIST], fetch)
     return _grey(data.name, [read_idx(file) for file in files], CLOTHES)
 
 
 def mnist(data: Any) -> Dataset:
     """MNIST: x (60000, 1, 28, 28) uint8, 10,000 for testing."""
-    files = locate(data, _layouts("MNIST"), download=lambda to: _download("MNIST", to))
+    files = locate(data, _layouts("MNIST"), download=partial(_download, "MNIST"))
     return _grey(data.name, [read_idx(file) for file in files], DIGITS)
 
 
@@ -63,7 +68,7 @@ def read_idx(file: Path) -> np.ndarray:
     """
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, gzip.zlib.error) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(str(file), f"cannot be read ({error})", "fetch it again") from error
     dimensions = raw[3] if len(raw) > 3 and raw[:3] == b"\0\0\x08" else 0
     shape = tuple(np.frombuffer(raw, ">u4", dimensions, 4).tolist()) if len(raw) >= 4 + 4 * dimensions else ()

@@ -17,7 +17,7 @@ Layout = tuple[str, ...]  # the files of one form of a set, relative to its fold
 
 
 def places(name: str, path: str | None, system: Sequence[str] = ()) -> list[Path]:
-    """The folders to look at, first one first. A given path is the only place: it must not be missed silently.
+    """The folders to look at, in order. A given path is the only one: it must not be missed silently.
 
     >>> [str(place) for place in places("mnist", "my/folder")]
     ['my/folder']
@@ -25,7 +25,8 @@ def places(name: str, path: str | None, system: Sequence[str] = ()) -> list[Path
     if path is not None:
         return [Path(path).expanduser()]
     above = os.environ.get(ENVIRONMENT)
-    return [Path(above).expanduser() / name] * bool(above) + [Path(folder) for folder in system]
+    named = [Path(above).expanduser() / name] if above else []
+    return named + [Path(folder) for folder in system]
 
 
 def locate(
@@ -58,7 +59,7 @@ def locate(
     raise DataError(
         where,
         f"the files of {data.name} ({wanted}) are not there; looked at {looked}",
-        f"set data.path to the folder that holds them, or {ENVIRONMENT} to the folder above {data.name}/{fetch}",
+        f"set data.path to their folder, or {ENVIRONMENT} to the folder above {data.name}/{fetch}",
     )
 
 

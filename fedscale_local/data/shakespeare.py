@@ -75,9 +75,9 @@ _CODE[np.frombuffer(ALPHABET.encode(), np.uint8)] = np.arange(PADDING)
 
 def _tokens(text: str, file: Path) -> np.ndarray:
     tokens = _CODE[np.frombuffer(text.encode("latin-1", "replace"), np.uint8)]
-    unknown = sorted({text[index] for index in np.flatnonzero(tokens < 0)} | set(text) - set(map(chr, range(256))))
+    unusual = (tokens < 0).any() or not text.isascii()
+    unknown = sorted(set(text) - set(ALPHABET)) if unusual else []
     if unknown:
-        raise DataError(
-            str(file), f"characters outside the alphabet of {PADDING}: {unknown[:5]}", "replace or remove them"
-        )
+        found = f"characters {unknown[:5]} are outside the alphabet of {PADDING}"
+        raise DataError(str(file), found, "remove or replace them")
     return tokens

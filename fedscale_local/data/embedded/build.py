@@ -1,4 +1,4 @@
-"""Make the embedded subset of Fashion-MNIST: the first 1,200 and 200 of each class, in the order of the source.
+"""Make the embedded subset of Fashion-MNIST: the first 1,200 and 200 of each class, in their order.
 
     python -m fedscale_local.data.embedded.build [FOLDER WITH THE FOUR IDX FILES]
 
@@ -40,7 +40,8 @@ def subset(folder: Path) -> dict[str, np.ndarray]:
 def main(folder: str = DEBIAN_FASHION_MNIST) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **subset(Path(folder)))  # type: ignore[arg-type]
-    (Path(__file__).parent / FILE).write_bytes(lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME))
+    packed = lzma.compress(buffer.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+    (Path(__file__).parent / FILE).write_bytes(packed)
 
 
 if __name__ == "__main__":
