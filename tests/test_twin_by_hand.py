@@ -1,7 +1,8 @@
 """The first two steps of the twin by hand: one client, one local step, x_0 = (1, -1), step size 0.1.
 
 The two examples have f(v; 0) = v_1^2 + 2 v_2^2, gradient (2 v_1, 4 v_2), and f(v; 1) = 2 v_1^2 + v_2^2,
-gradient (4 v_1, 2 v_2). The probe draws example 0, round 1 example 1, round 2 example 0. So for gradient statistics
+gradient (4 v_1, 2 v_2). The probe draws example 0, round 1 example 1, round 2 example 0. So for
+gradient statistics
 
     probe    H = |(2, -4)| = (2, 4)
     round 1  g = (4, -2)                 at x_0, also the statistic that D of round 2 learns: H = (4, 2)
@@ -120,8 +121,8 @@ def test_sophia_steps_are_clipped() -> None:
 def test_preconditioned_mixing_of_two_clients() -> None:
     # f_m(v) = a_m/2 |v - c_m|^2 with a = (1, 3), c = (0, 4): one step of size 1 with D_m = a_m goes to c_m;
     # the plain mean is 2, the preconditioned one (1 * 0 + 3 * 4)/(1 + 3) = 3, the minimum of the sum.
-    curvature, centre = [np.full((1, 1, 1), 1.0), np.full((1, 1, 1), 3.0)], [np.zeros((1, 1)), np.full((1, 1), 4.0)]
-    problem = Quadratics(curvature, centre)
+    curvature = [np.full((1, 1, 1), 1.0), np.full((1, 1, 1), 3.0)]
+    problem = Quadratics(curvature, [np.zeros((1, 1)), np.full((1, 1), 4.0)])
     both = Draws(lambda p: [0, 1], lambda p, m, k: [0], lambda p, k: np.ones(1), lambda p, m, k: [])
     local = Settings(rule="oasis", statistic="hutchinson", scope="local", step_size=1.0, local_steps=(1, 1))
     assert scaled_local(problem, local, both, np.ones(1)).x[1] == 2

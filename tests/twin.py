@@ -1,8 +1,8 @@
 """The slow twin: the scaled local method in plain NumPy (float64), one client and one step after the other.
 
 It is written from the description of the method, never from the code it is compared with, and it is meant to
-be read beside that description. Every random draw (batches, Rademacher vectors, sampled labels, participants) is
-handed in, so that the real code can be driven by the same draws.
+be read beside that description. Every random draw (batches, Rademacher vectors, sampled labels, participants)
+is handed in, so that the real code can be driven by the same draws.
 
     round 0   the probe: h_m at x_0 on one mini-batch; the server refreshes D once (t = 0)
     round p   client m: v = x, then local steps v <- v - step_size * b / D-hat, b the momentum buffer
@@ -11,7 +11,7 @@ handed in, so that the real code can be driven by the same draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+Labels = Sequence[int] | Vector
 
 RULES = ("identity", "adagrad", "rmsprop", "adam", "oasis", "adahessian", "sophia")
 ON_SQUARES = ("adagrad", "rmsprop", "adam", "adahessian")  # these remember D^2, the others D with its sign
@@ -32,7 +33,7 @@ class Problem(Protocol):
     def sizes(self) -> list[int]: ...  # examples per client
     def gradient(self, client: int, v: Vector, batch: list[int]) -> Vector: ...
     def hvp(self, client: int, v: Vector, batch: list[int], z: Vector) -> Vector: ...
-    def sampled_gradient(self, client: int, v: Vector, batch: list[int], labels: list[int]) -> Vector: ...
+    def sampled_gradient(self, client: int, v: Vector, batch: list[int], labels: Labels) -> Vector: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Draws:
     participants: Callable[[int], list[int]]  # round -> clients
     batch: Callable[[int, int, int], list[int]]  # round, client, step -> example indices
     z: Callable[[int, int], Vector]  # round, step -> Rademacher vector, the same for all clients
-    labels: Callable[[int, int, int], list[int]]  # round, client, step -> labels for that batch
+    labels: Callable[[int, int, int], Labels]  # round, client, step -> labels for that batch
 
 
 # ---------------------------------------------------------------------------------------------- D and D-hat
@@ -252,7 +253,7 @@ def scaled_local(problem: Problem, s: Settings, draws: Draws, x0: Vector) -> His
     return history
 
 
-# ----------------------------------------------------------------------------------------------- two problems
+# ----------------------------------------------------------------------------------------------- the problems
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,31 @@ class Quadratics:
     def hvp(self, client: int, v: Vector, batch: list[int], z: Vector) -> Vector:
         return np.mean([self.curvature[client][i] @ z for i in batch], axis=0)
 
-    def sampled_gradient(self, client: int, v: Vector, batch: list[int], labels: list[int]) -> Vector:
+    def sampled_gradient(self, client: int, v: Vector, batch: list[int], labels: Labels) -> Vector:
         raise NotImplementedError("a quadratic has no labels")
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """f(v; i) = 1/2 (a_i' v - y_i)^2: per client, `a` (n, d), `y` (n,). A label is a float."""
+
+    a: list[Vector]
+    y: list[Vector]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(y) for y in self.y]
+
+    def sampled_gradient(self, client: int, v: Vector, batch: list[int], labels: Labels) -> Vector:
+        a = self.a[client][batch]
+        return a.T @ (a @ v - np.asarray(labels)) / len(batch)
+
+    def gradient(self, client: int, v: Vector, batch: list[int]) -> Vector:
+        return self.sampled_gradient(client, v, batch, self.y[client][batch])
+
+    def hvp(self, client: int, v: Vector, batch: list[int], z: Vector) -> Vector:
+        a = self.a[client][batch]
+        return a.T @ (a @ z) / len(batch)
 
 
 @dataclass(frozen=True)
@@ -302,9 +326,9 @@ class Softmax:
         """Mean over the examples of (derivative by the logits) times (derivative of the logits by v)."""
         return np.concatenate([(of_logits.T @ x).ravel(), of_logits.sum(axis=0)]) / len(x)
 
-    def sampled_gradient(self, client: int, v: Vector, batch: list[int], labels: list[int]) -> Vector:
+    def sampled_gradient(self, client: int, v: Vector, batch: list[int], labels: Labels) -> Vector:
         x = self.features[client][batch]
-        return self.pull_back(x, self.probabilities(v, x) - np.eye(self.num_classes)[labels])
+        return self.pull_back(x, self.probabilities(v, x) - np.eye(self.num_classes)[np.asarray(labels)])
 
     def gradient(self, client: int, v: Vector, batch: list[int]) -> Vector:
         return self.sampled_gradient(client, v, batch, [self.targets[client][i] for i in batch])
