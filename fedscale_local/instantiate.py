@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from fedscale_local.errors import ConfigError, InputError
@@ -37,38 +38,29 @@ correct the name.
             "expected the dotted name of an object in a module",
             "write it as my_package.my_module.Name",
         )
-    found = _longest_module(parts, shown)
-    module_parts = found.__name__.count(".") + 1
-    for count, name in enumerate(parts[module_parts:], start=module_parts):
-        if not hasattr(found, name):
-            owner = ".".join(parts[:count])
-            kind = "module" if count == module_parts else "object"
+    found = _imported(parts[0], shown)
+    if found is None:
+        raise ConfigError(
+            shown,
+            f"there is no module {parts[0]}",
+            "correct the name, install the package, or put its folder on PYTHONPATH",
+        )
+    for count, name in enumerate(parts[1:], start=1):
+        owner, kind = ".".join(parts[:count]), "module" if isinstance(found, ModuleType) else "object"
+        if not hasattr(found, name) and (kind == "object" or _imported(f"{owner}.{name}", shown) is None):
             raise ConfigError(shown, f"the {kind} {owner} has no {name}", "correct the name")
         found = getattr(found, name)
     return found
 
 
-def _longest_module(parts: list[str], shown: str) -> Any:
-    """Import the module with the longest name among the prefixes of `parts`."""
-    for count in range(len(parts), 0, -1):
-        name = ".".join(parts[:count])
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            # Only "there is no such module" lets us look further left; a module that misses one of its own
-            # imports is a finding to report.
-            missing = error.name or ""
-            if name != missing and not name.startswith(missing + "."):
-                raise ConfigError(
-                    shown, f"importing {name} raised {_told(error)}", "install what it imports"
-                ) from error
-        except Exception as error:
-            raise ConfigError(shown, f"importing {name} raised {_told(error)}", "mend that module") from error
-    raise ConfigError(
-        shown,
-        f"there is no module {parts[0]}",
-        "correct the name, install the package, or put its folder on PYTHONPATH",
-    )
+def _imported(name: str, shown: str) -> ModuleType | None:
+    """The module, or None if there is none; ConfigError if there is one and importing it raises."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return None
+        raise ConfigError(shown, f"importing {name} raised {_told(error)}", "mend that import") from error
 
 
 def instantiate(target: str, kwargs: Mapping[str, Any], where: str = "config") -> Any:
