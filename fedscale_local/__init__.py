@@ -1,1 +1,3 @@
-"""Part of fedscale-local."""
+"""Federated-learning simulation: Flower clients run scaled local steps, one config runs in every engine."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,234 @@
+"""What a client computes in one round, for a cohort of one or of many.
+
+`plan` divides a round's orders into cohorts, `train` runs one cohort. A cohort of one runs looped, which is the
+reference; a larger one runs stacked. Both read the same draws: batches from (seed, "batch", round, client), probes
+from (seed, "probe", round), sampled labels from (seed, "labels", round, client).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedscale_local import curvature
+from fedscale_local.client_step import Measure, probe, scaled_local_steps
+from fedscale_local.data.batches import draw
+from fedscale_local.errors import ClientError
+from fedscale_local.experiment import Experiment
+from fedscale_local.randomness import derive, generator
+from fedscale_local.scaling import Memory
+from fedscale_local.tasks import Batch, Looped, Stacked
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one client is asked to do in one round; round 0 is the probe: measure the statistic, take no step."""
+
+    client: int
+    round: int
+    params: Tensor
+    buffers: Tensor
+    d_hat: Tensor | None = None
+    """The server's D-hat (d,), global scope."""
+    memory: Memory | None = None
+    """The client's own D, local scope; None at its first participation."""
+    momentum: Tensor | None = None
+    clock: int = 0
+    """Of d_hat, or of memory: how often it was refreshed."""
+    measure: bool = False
+    """Is the statistic of the round's first mini-batch wanted?"""
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What one client answers; of the optional parts those that its order asked for or its state keeps."""
+
+    client: int
+    num_examples: int
+    num_steps: int = 0
+    loss: float = 0.0
+    params: Tensor | None = None
+    buffers: Tensor | None = None
+    statistic: Tensor | None = None
+    d_hat: Tensor | None = None
+    memory: Memory | None = None
+    momentum: Tensor | None = None
+
+
+Outcome = ClientUpdate | ClientError
+
+
+def plan(experiment: Experiment, orders: Sequence[Order], stack_size: int) -> list[list[Order]]:
+    """Cohorts of at most stack_size, alike in shard size, so that little is padded and steps are equally many."""
+    if stack_size == 1:
+        return [[order] for order in orders]
+    ranked = sorted(orders, key=lambda order: (-len(experiment.shard(order.client)), order.client))
+    return [ranked[start : start + stack_size] for start in range(0, len(ranked), stack_size)]
+
+
+def train(experiment: Experiment, cohort: Sequence[Order]) -> list[Outcome]:
+    """One outcome per order. A stack that fails is done again one by one, which names the client at fault."""
+    try:
+        return list(_train(experiment, cohort))
+    except Exception as error:
+        if len(cohort) > 1:
+            return [outcome for order in cohort for outcome in train(experiment, [order])]
+        order, reason = cohort[0], f"{type(error).__name__}: {error}"
+        return [ClientError("train", order.client, order.round, reason)]
+
+
+def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate]:
+    config, task, scaling = experiment.config, experiment.task, experiment.scaling
+    parts = {order.client: _batches(experiment, order) for order in cohort}
+    # Clients with the most steps first: those that still step are then always a leading slice of the stack.
+    ranked = sorted(cohort, key=lambda order: -len(parts[order.client]))
+    first = ranked[0]
+    oracle = task.looped if len(ranked) == 1 else task.stacked
+    task.module.train()
+    if first.round == 0:
+        statistics = _probe(experiment, oracle, ranked)
+        updates = {
+            order.client: ClientUpdate(order.client, len(experiment.shard(order.client)), statistic=h)
+            for order, h in zip(ranked, statistics, strict=True)
+        }
+        return [updates[order.client] for order in cohort]
+
+    memories = _own_memories(experiment, oracle, ranked)
+    if isinstance(oracle, Looped):
+        oracle.load(first.params, first.buffers)
+        if task.is_random:
+            torch.manual_seed(derive(config.seed, "dropout", first.round, first.client))
+    each_step = experiment.refreshes_each_step
+    result = scaled_local_steps(
+        oracle,
+        oracle.gather([order.params for order in ranked]),
+        _stream(experiment, oracle, ranked, [parts[order.client] for order in ranked]),
+        scaling,
+        step_size=config.client.step_size,
+        momentum=config.client.momentum,
+        buffer=_gather(oracle, ranked, [order.momentum for order in ranked], fill=0.0),
+        d_hat=first.d_hat
+        if memories is None
+        else _gather(oracle, ranked, [scaling.d_hat(memory) for memory in memories], fill=1.0),
+        measure=_measure(experiment, oracle, first.round) if each_step or first.measure else None,
+        memory=oracle.gather_memories(memories) if each_step and memories else None,
+    )
+    updates = {}
+    for row, order in enumerate(ranked):
+        own = oracle.pick(result, row)
+        memory, d_hat = None if memories is None else memories[row], order.d_hat
+        if each_step:
+            memory, d_hat = own.memory, own.d_hat
+        elif memory is not None:
+            d_hat = scaling.d_hat(memory)
+            memory = memory if own.statistic is None else scaling.refresh(memory, own.statistic)
+        updates[order.client] = ClientUpdate(
+            order.client,
+            len(experiment.shard(order.client)),
+            len(parts[order.client]),
+            float(own.loss),
+            own.params,
+            oracle.buffers() if isinstance(oracle, Looped) else order.buffers,
+            own.statistic,
+            d_hat,
+            memory,
+            own.momentum,
+        )
+    return [updates[order.client] for order in cohort]
+
+
+def _batches(experiment: Experiment, order: Order) -> list[Tensor]:
+    """The examples of each local step (one, for a probe), as indices into the training set."""
+    client, shard = experiment.config.client, experiment.shard(order.client)
+    drawn = draw(
+        generator(experiment.config.seed, "batch", order.round, order.client),
+        len(shard),
+        client.batch_size,
+        num_steps=1 if order.round == 0 else client.local_steps,
+        num_epochs=client.local_epochs,
+        drop_last=client.drop_last,
+    )
+    if not drawn:
+        raise ValueError(f"{len(shard)} examples give no batch of {client.batch_size}")
+    return [shard[part] for part in drawn]
+
+
+def _stream(
+    experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order], parts: Sequence[list[Tensor]]
+) -> Iterator[Batch]:
+    """The cohort's mini-batches, step by step, each with those clients that still step."""
+    noises = [_noise(experiment, order, own) for order, own in zip(orders, parts, strict=True)]
+    for step in range(len(parts[0])):
+        active = [i for i, own in enumerate(parts) if len(own) > step]
+        yield oracle.batch(
+            [parts[i][step] for i in active], [noise[step] for i in active if (noise := noises[i]) is not None]
+        )
+
+
+def _noise(experiment: Experiment, order: Order, parts: Sequence[Tensor]) -> list[Tensor] | None:
+    """The draws behind each batch's sampled labels, where the statistic is Gauss-Newton."""
+    if experiment.config.scaling.statistic != "gauss_newton" or experiment.scaling.is_identity:
+        return None
+    stream = generator(experiment.config.seed, "labels", order.round, order.client)
+    return [experiment.task.noise(experiment.dataset.y[part], stream) for part in parts]
+
+
+def _measure(experiment: Experiment, oracle: Looped | Stacked, round: int) -> Measure:
+    """The configured statistic; its Hutchinson probes come from a stream that all clients of the round share."""
+    scaling, task = experiment.config.scaling, experiment.task
+    statistic = curvature.STATISTICS[scaling.statistic]
+    stream = generator(experiment.config.seed, "probe", round)
+
+    def measure(v: Tensor, batch: curvature.Batch, gradient: Tensor) -> Tensor:
+        wants_probe = scaling.statistic == "hutchinson"
+        z = curvature.rademacher(stream, v.shape[-1], v.dtype) if wants_probe else None
+        h = statistic(oracle, v, batch, gradient, z)
+        return curvature.average_kernels(h, task.layout) if scaling.spatial_average else h
+
+    return measure
+
+
+def _probe(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]) -> list[Tensor]:
+    """Each client's statistic at its x on one mini-batch of the stream of round 0."""
+    probes = [replace(order, round=0) for order in orders]
+    parts = [_batches(experiment, order)[:1] for order in probes]
+    if isinstance(oracle, Looped):
+        oracle.load(probes[0].params, probes[0].buffers)
+    x = oracle.gather([order.params for order in probes])
+    h = probe(oracle, x, next(_stream(experiment, oracle, probes, parts)), _measure(experiment, oracle, 0))
+    return [h] if h.dim() == 1 else list(h)
+
+
+def _own_memories(
+    experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]
+) -> list[Memory] | None:
+    """Each client's own D in local scope. At its first participation a client measures it as round 0 would."""
+    config, scaling = experiment.config.scaling, experiment.scaling
+    if config.scope == "global" or scaling.is_identity:
+        return None
+    memories = {order.client: order.memory for order in orders if order.memory is not None}
+    new = [order for order in orders if order.memory is None]
+    for order in new:
+        start = scaling.init(order.params, ones=config.start == "ones")
+        assert start is not None
+        memories[order.client] = start
+    if new and config.start == "statistic" and not experiment.refreshes_each_step:
+        for order, h in zip(new, _probe(experiment, oracle, new), strict=True):
+            memories[order.client] = scaling.refresh(memories[order.client], h)
+    return [memories[order.client] for order in orders]
+
+
+def _gather(
+    oracle: Looped | Stacked, orders: Sequence[Order], vectors: Sequence[Tensor | None], fill: float
+) -> Tensor | None:
+    """Vectors of the cohort; where some clients have none yet, `fill` stands for it; None where none has."""
+    if all(vector is None for vector in vectors):
+        return None
+    filled = [
+        torch.full_like(order.params, fill) if vector is None else vector
+        for order, vector in zip(orders, vectors, strict=True)
+    ]
+    return oracle.gather(filled)

@@ -1,0 +1,1 @@
+"""Engines: they differ only in the Grid behind the ServerApp."""

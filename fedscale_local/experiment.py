@@ -1,0 +1,139 @@
+"""From a checked configuration to everything wired: data, partition, model, and whether they fit each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedscale_local import data, models, records, reports
+from fedscale_local.config import Config, from_json, resolve_run_dir, to_json
+from fedscale_local.data import partition as partitions
+from fedscale_local.data.dataset import Dataset
+from fedscale_local.data.partition import Partition
+from fedscale_local.errors import ConfigError, DataError
+from fedscale_local.instantiate import locate
+from fedscale_local.scaling import Scaling
+from fedscale_local.tasks import Task
+
+SERVER_APP, CLIENT_APP = "strategies.server_app.app", "clients.client_app.app"
+"""The apps that every engine runs; named here, because the machinery imports neither package."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What server and clients of one run share."""
+
+    config: Config
+    dataset: Dataset
+    partition: Partition
+    task: Task
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        config = self.config.scaling
+        names = (field.name for field in dataclasses.fields(Scaling))
+        return Scaling(**{name: getattr(config, name) for name in names})
+
+    @property
+    def refreshes_each_step(self) -> bool:
+        """Does each client refresh a D of its own before each local step?"""
+        config = self.config.scaling
+        return config.scope == "local" and config.local_refresh == "step" and not self.scaling.is_identity
+
+    @property
+    def starts_at_ones(self) -> bool:
+        """Does D start at one, without a probe? The displacement has nothing to measure before the first round."""
+        return self.config.scaling.start == "ones" or self.config.scaling.statistic == "displacement"
+
+    @property
+    def keeps_preconditioner(self) -> bool:
+        """Do clients keep the global D between rounds, so that it need not be sent again?"""
+        config = self.config.scaling
+        seldom = config.refresh_every > 1 or config.statistic == "displacement"
+        return config.scope == "global" and seldom and not self.scaling.is_identity
+
+    def shard(self, client: int) -> Tensor:
+        """The client's examples, as indices (n,) into the training set."""
+        return torch.from_numpy(self.partition[client])
+
+    @cached_property
+    def eligible(self) -> np.ndarray:
+        """The clients that hold enough for one mini-batch; the others are never sampled."""
+        config = self.config.client
+        needed = config.batch_size if config.drop_last and isinstance(config.batch_size, int) else 1
+        return np.flatnonzero(self.partition.sizes >= needed)
+
+    @property
+    def clients_per_round(self) -> int:
+        return self.config.clients_per_round or len(self.eligible)
+
+
+def build(config: Config) -> Experiment:
+    """Load, divide, construct and match; whatever does not fit is refused here, before any work.
+
+    The last experiment is kept: server and clients of one process share it.
+    """
+    return _build(to_json(config))
+
+
+@lru_cache(maxsize=1)
+def _build(text: str) -> Experiment:
+    config = from_json(text)
+    dataset = data.load(config.data, config.seed, config.num_clients)
+    partition = partitions.make(config.partition, dataset, config.num_clients, config.seed)
+    module = models.build(config.model, dataset, config.seed)
+    task = Task(module, dataset, getattr(torch, config.dtype), config.client.weight_decay)
+    experiment = Experiment(config, dataset, partition, task)
+    _match(experiment)
+    return experiment
+
+
+def _match(experiment: Experiment) -> None:
+    config, task = experiment.config, experiment.task
+    eligible = len(experiment.eligible)
+    if eligible == 0:
+        raise DataError(
+            f"client.batch_size={config.client.batch_size}",
+            f"the largest of {len(experiment.partition)} shards has {experiment.partition.sizes.max()} examples, "
+            "so with drop_last no client has a batch",
+            "lower client.batch_size, or set client.drop_last=false",
+        )
+    if experiment.clients_per_round > eligible:
+        raise ConfigError(
+            f"clients_per_round={config.clients_per_round}",
+            f"only {eligible} of {len(experiment.partition)} clients have enough examples for a batch",
+            "lower clients_per_round, or give the clients more data through partition or num_clients",
+        )
+    if config.engine.mode == "stacked" and not task.is_stackable:
+        raise ConfigError(
+            "engine.mode=stacked",
+            "the model has running statistics or dropout, which a stack of clients cannot keep apart",
+            "set engine.mode=looped, or use GroupNorm and no dropout",
+        )
+
+
+def run(config: Config) -> Path:
+    """One whole run; returns its directory. What can be refused is refused before the directory is made."""
+    config = resolve_run_dir(config)
+    experiment = build(config)
+    engine = locate(f"fedscale_local.engines.{config.engine.name}.run")
+    chosen = locate(f"fedscale_local.engines.{config.engine.name}.choose")(experiment)
+    run_dir = Path(str(config.run_dir))
+    records.create(run_dir, experiment, chosen)
+    try:
+        engine(experiment, chosen, locate(SERVER_APP), locate(CLIENT_APP))
+    except KeyboardInterrupt:
+        records.finish(run_dir, "interrupted")
+        raise
+    except BaseException as error:
+        records.finish(run_dir, f"failed: {type(error).__name__}: {error}")
+        raise
+    records.finish(run_dir, "done")
+    reports.write(run_dir)
+    return run_dir

@@ -1,0 +1,316 @@
+"""A task: what a model's outputs cost, and the derivatives of that cost for one client or for a stack.
+
+`Looped` computes one client at a time on one reused module whose parameters are views of a flat buffer. It is the
+reference. `Stacked` computes many clients at once with torch.func on a stack (clients, d). Both are oracles in the
+sense of curvature.py and agree but for the rounding of other kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.rnn import pad_sequence
+
+from fedscale_local.client_step import LocalResult
+from fedscale_local.data.dataset import Dataset, inputs
+from fedscale_local.scaling import Memory
+from fedscale_local.vector import Layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A mini-batch: x (B, ...) and y (B, ...) of one client, or with a leading axis for the clients of a stack."""
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None = None
+    """(clients, B): 1 for an example, 0 for padding; None where nothing is padded."""
+    noise: Tensor | None = None
+    """As y: the draws that turn outputs into sampled labels, for the Gauss-Newton statistic."""
+    rows: Any = ...
+    """The clients of the stack that take part: ... or a slice."""
+
+
+def losses(kind: str, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per example: the sum of the losses, of the correct answers, and the number of predictions, each (B,).
+
+    classification: cross entropy of logits (B, classes) and labels (B,).  tokens: the same at each of T positions,
+    where a target of -1 does not count.  regression: half the squared error of (B, 1) against (B,).
+    """
+    if kind == "regression":
+        half_square = 0.5 * (outputs.squeeze(-1) - y) ** 2
+        return half_square, torch.zeros_like(half_square), torch.ones_like(half_square)
+    if kind == "tokens":
+        counted = (y >= 0).to(outputs.dtype)
+        loss = F.cross_entropy(outputs.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+        correct = (outputs.argmax(-1) == y).to(outputs.dtype)
+        return loss.view_as(counted).sum(-1), correct.sum(-1), counted.sum(-1)
+    loss = F.cross_entropy(outputs, y, reduction="none")
+    return loss, (outputs.argmax(-1) == y).to(outputs.dtype), torch.ones_like(loss)
+
+
+def mean_loss(kind: str, outputs: Tensor, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The mini-batch loss, a mean over predictions, and their number."""
+    loss, _, count = losses(kind, outputs, y)
+    if mask is not None:
+        loss, count = loss * mask, count * mask
+    num_predictions = count.sum()
+    return loss.sum() / num_predictions.clamp(min=1), num_predictions
+
+
+def sampled_targets(kind: str, outputs: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """Targets drawn from the model's own output: y's shape and kind; noise uniform in [0, 1), normal for regression."""
+    outputs = outputs.detach()
+    if kind == "regression":
+        return outputs.squeeze(-1) + noise
+    cumulative = outputs.softmax(-1).cumsum(-1)
+    drawn = (noise.unsqueeze(-1) >= cumulative).sum(-1).clamp(max=outputs.shape[-1] - 1)
+    return torch.where(y >= 0, drawn, y)
+
+
+class Task:
+    """A model, its data set's kind of loss, and the layout of its parameters.
+
+    module: moved to `dtype`; its parameters that require a gradient are the flat vector (d,), its floating-point
+    buffers (BatchNorm statistics) travel beside it and are averaged, never scaled.
+    weight_decay: adds (weight_decay / 2) |v|^2 to every local objective and so to all of its derivatives; reported
+    losses are without it.
+    """
+
+    def __init__(self, module: nn.Module, dataset: Dataset, dtype: torch.dtype, weight_decay: float = 0.0) -> None:
+        self.module = module.to(dtype)
+        self.dataset, self.dtype, self.weight_decay = dataset, dtype, weight_decay
+        self.layout = Layout.of((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
+        persistent = self.module.state_dict().keys()
+        self.buffer_layout = Layout.of(
+            (n, b) for n, b in self.module.named_buffers() if b.is_floating_point() and n in persistent
+        )
+        self.initial_params = self.layout.join(dict(self.module.named_parameters())).detach().clone()
+        self.initial_buffers = (
+            self.buffer_layout.join(dict(self.module.named_buffers())).clone()
+            if self.buffer_layout.names
+            else torch.zeros(0, dtype=dtype)
+        )
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Does a forward pass draw random numbers (dropout)?"""
+        return any(isinstance(m, _DropoutNd) and m.p > 0 for m in self.module.modules())
+
+    @cached_property
+    def is_stackable(self) -> bool:
+        """Can clients be stacked? Not with running statistics, which a forward pass changes, nor with dropout."""
+        running = (isinstance(m, _NormBase) and m.track_running_stats for m in self.module.modules())
+        return not self.is_random and not any(running)
+
+    @cached_property
+    def looped(self) -> Looped:
+        return Looped(self)
+
+    @cached_property
+    def stacked(self) -> Stacked:
+        return Stacked(self)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return inputs(self.dataset, x, self.dtype)
+
+    def targets(self, y: Tensor) -> Tensor:
+        return y.to(self.dtype) if self.dataset.kind == "regression" else y
+
+    def noise(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        """The draws for sampled_targets, as y."""
+        draw = torch.randn if self.dataset.kind == "regression" else torch.rand
+        return draw(y.shape, generator=generator, dtype=torch.float64).to(self.dtype)
+
+    @torch.no_grad()
+    def evaluate(self, params: Tensor, buffers: Tensor, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+        """Mean loss and accuracy (None for regression) over examples x, y, which may be many."""
+        module = self.looped.load(params, buffers).eval()
+        chunk = max(1, min(1024, 2_000_000 // max(1, x[:1].numel())))
+        total = torch.zeros(3, dtype=torch.float64)
+        for start in range(0, len(x), chunk):
+            part = slice(start, start + chunk)
+            outputs = module(self.inputs(x[part]))
+            parts = losses(self.dataset.kind, outputs, self.targets(y[part]))
+            total += torch.stack([values.sum(dtype=torch.float64) for values in parts])
+        loss, correct, count = total.tolist()
+        return loss / count, None if self.dataset.kind == "regression" else correct / count
+
+    def named(self, params: Tensor, buffers: Tensor) -> dict[str, Tensor]:
+        """Parameters and buffers by name, as a state dict holds them."""
+        named = self.layout.split(params)
+        return named | self.buffer_layout.split(buffers) if self.buffer_layout.names else named
+
+
+class Looped:
+    """One client at a time: the task's module, its parameters and gradients views of two flat vectors."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.params = torch.zeros(task.layout.size, dtype=task.dtype)
+        self.grads = torch.zeros_like(self.params)
+        named = dict(task.module.named_parameters())
+        self.tensors = [named[name] for name in task.layout.names]
+        views = task.layout.split(self.params), task.layout.split(self.grads)
+        for name, tensor in zip(task.layout.names, self.tensors, strict=True):
+            tensor.data, tensor.grad = views[0][name], views[1][name]
+
+    def load(self, params: Tensor, buffers: Tensor) -> nn.Module:
+        """The module with these parameters (d,) and buffers."""
+        self.params.copy_(params)
+        if self.task.buffer_layout.names:
+            named = dict(self.task.module.named_buffers())
+            for name, value in self.task.buffer_layout.split(buffers).items():
+                named[name].copy_(value)
+        return self.task.module
+
+    def buffers(self) -> Tensor:
+        """The module's floating-point buffers as they are now."""
+        layout = self.task.buffer_layout
+        return layout.join(dict(self.task.module.named_buffers())) if layout.names else self.task.initial_buffers
+
+    def gather(self, vectors: Sequence[Tensor]) -> Tensor:
+        (vector,) = vectors
+        return vector
+
+    def gather_memories(self, memories: Sequence[Memory]) -> Memory:
+        (memory,) = memories
+        return memory
+
+    def pick(self, result: LocalResult, row: int) -> LocalResult:
+        return result
+
+    def batch(self, indices: Sequence[Tensor], noise: Sequence[Tensor]) -> Batch:
+        """The mini-batch of the training examples indices[0] (B,)."""
+        data, (index,) = self.task.dataset, indices
+        x, y = self.task.inputs(data.x[index]), self.task.targets(data.y[index])
+        return Batch(x, y, noise=noise[0] if noise else None)
+
+    def start(self, x: Tensor) -> Tensor:
+        return self.params.copy_(x)
+
+    def _loss(self, v: Tensor, batch: Batch) -> Tensor:
+        assert v.data_ptr() == self.params.data_ptr(), "the point must be the working copy from start()"
+        return mean_loss(self.task.dataset.kind, self.task.module(batch.x), batch.y)[0]
+
+    def _decayed(self, v: Tensor, derivative: Tensor, direction: Tensor | float) -> Tensor:
+        decay = self.task.weight_decay
+        return derivative.add_(direction, alpha=decay) if decay else derivative
+
+    def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.grads.zero_()
+        loss = self._loss(v, batch)
+        loss.backward()
+        return loss.detach(), self._decayed(v, self.grads, v)
+
+    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
+        loss = self._loss(v, batch)
+        gradients = torch.autograd.grad(loss, self.tensors, create_graph=True, materialize_grads=True)
+        dot = (torch.cat([g.flatten() for g in gradients]) * z).sum()
+        product = torch.autograd.grad(dot, self.tensors, materialize_grads=True)
+        return self._decayed(v, torch.cat([part.flatten() for part in product]), z)
+
+    def gauss_newton(self, v: Tensor, batch: Batch) -> Tensor:
+        assert batch.noise is not None, "the Gauss-Newton statistic needs the batch's noise"
+        kind = self.task.dataset.kind
+        outputs = self.task.module(batch.x)
+        loss, count = mean_loss(kind, outputs, sampled_targets(kind, outputs, batch.y, batch.noise))
+        gradients = torch.autograd.grad(loss, self.tensors, materialize_grads=True)
+        g_hat = torch.cat([part.flatten() for part in gradients])
+        return self._decayed(v, count * g_hat * g_hat, torch.ones_like(v))
+
+
+class Stacked:
+    """Many clients at once: the same module as a function of a stack (clients, d), mapped by torch.func."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        kind, layout, module = task.dataset.kind, task.layout, task.module
+
+        def outputs(params: Tensor, x: Tensor) -> Tensor:
+            return torch.func.functional_call(module, layout.split(params), (x,))
+
+        def loss(params: Tensor, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+            return mean_loss(kind, outputs(params, x), y, mask)[0]
+
+        def product(params: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, z: Tensor) -> Tensor:
+            return torch.func.grad(lambda p: (torch.func.grad(loss)(p, x, y, mask) * z).sum())(params)
+
+        def sampled_loss(
+            params: Tensor, x: Tensor, y: Tensor, mask: Tensor | None, noise: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            out = outputs(params, x)
+            return mean_loss(kind, out, sampled_targets(kind, out, y, noise), mask)
+
+        self._gradient = torch.func.grad_and_value(loss)
+        self._product = product
+        self._sampled = torch.func.grad(sampled_loss, has_aux=True)
+
+    def gather(self, vectors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(vectors))
+
+    def gather_memories(self, memories: Sequence[Memory]) -> Memory:
+        """The clients' clocks may differ: one (clients, 1) tensor of them."""
+        clocks = torch.tensor([[float(memory.clock)] for memory in memories], dtype=torch.float64)
+        return Memory(torch.stack([memory.value for memory in memories]), clocks)
+
+    def pick(self, result: LocalResult, row: int) -> LocalResult:
+        """One client's part of the stack's result."""
+
+        def own(tensor: Tensor | None) -> Tensor | None:
+            return tensor if tensor is None or tensor.dim() < 2 else tensor[row]
+
+        memory = result.memory and Memory(result.memory.value[row], int(result.memory.clock[row]))  # type: ignore[index]
+        return LocalResult(
+            result.params[row],
+            result.loss[row],
+            own(result.statistic),
+            own(result.momentum),
+            memory,
+            own(result.d_hat),
+        )
+
+    def batch(self, indices: Sequence[Tensor], noise: Sequence[Tensor]) -> Batch:
+        """The leading clients' mini-batches, one index tensor each, padded to the longest with masked examples."""
+        task, data = self.task, self.task.dataset
+        sizes = [len(part) for part in indices]
+        index = pad_sequence(list(indices), batch_first=True)
+        shape = tuple(index.shape)
+        x, y = task.inputs(data.x[index.flatten()]), task.targets(data.y[index.flatten()])
+        mask = None
+        if len(set(sizes)) > 1:
+            mask = (torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)).to(task.dtype)
+        drawn = pad_sequence(list(noise), batch_first=True) if noise else None
+        return Batch(x.unflatten(0, shape), y.unflatten(0, shape), mask, drawn, slice(0, len(sizes)))
+
+    def start(self, x: Tensor) -> Tensor:
+        """The stack's own copy of x (clients, d)."""
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, dims: tuple[int | None, ...] = ()) -> Any:
+        in_dims = (0, 0, 0, None if batch.mask is None else 0, *dims)
+        return torch.func.vmap(function, in_dims=in_dims)(v, batch.x, batch.y, batch.mask, *more)
+
+    def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        gradient, loss = self._map(self._gradient, v, batch)
+        return loss, self._decayed(gradient, v)
+
+    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
+        return self._decayed(self._map(self._product, v, batch, z, dims=(None,)), z)
+
+    def gauss_newton(self, v: Tensor, batch: Batch) -> Tensor:
+        assert batch.noise is not None, "the Gauss-Newton statistic needs the batch's noise"
+        g_hat, count = self._map(self._sampled, v, batch, batch.noise, dims=(0,))
+        return self._decayed(count.unsqueeze(-1) * g_hat * g_hat, torch.ones_like(v))
+
+    def _decayed(self, derivative: Tensor, direction: Tensor) -> Tensor:
+        decay = self.task.weight_decay
+        return derivative + decay * direction if decay else derivative

@@ -1,0 +1,121 @@
+"""SAVIC: Local SGD with one preconditioner, frozen between synchronisations (arXiv 2406.00846; our choices where the
+paper leaves one are in docs/explanation-algorithm.md).
+
+    round 0 (probe):  clients measure h_m at x_0; the server refreshes D once and applies the floor
+    round p = 1..P:   server sends x and D-hat; clients step and measure h_m
+                      x <- sum_m w_m v_m;  D <- refresh(D, combine(h_m));  D-hat <- floor(D)
+
+In local scope each client keeps a D of its own and D never travels, except that preconditioned mixing needs the
+clients' D-hat_m. With the displacement statistic, or a D that is refreshed seldom, a client that has what it needs is
+sent nothing but x.
+"""
+
+from __future__ import annotations
+
+from flwr.app import ConfigRecord
+from torch import Tensor
+
+from fedscale_local import flower_adapter as adapter
+from fedscale_local import server_step
+from fedscale_local.curvature import SIGNED
+from fedscale_local.experiment import Experiment
+from strategies.base import FederatedStrategy, Reply
+
+
+class Savic(FederatedStrategy):
+    """The scaled local method, in all scopes and mixings."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        self.config = experiment.config.scaling
+        self.scaling = experiment.scaling
+        self.is_global = self.config.scope == "global" and not self.scaling.is_identity
+        self.first_round = 0 if self.is_global and not experiment.starts_at_ones else 1
+        start = self.scaling.init(experiment.task.initial_params, ones=experiment.starts_at_ones)
+        self.memory = start if self.is_global else None
+        self.d_hat: Tensor | None = None
+        self.held: dict[int, int] = {}
+        """Which clock of D each client has; it answered in the round in which it got that one."""
+        self.derivable: set[int] = set()
+        """Clients that can refresh D themselves from the last round's displacement, and so need not be sent it."""
+        self.mean_steps = 0.0
+
+    def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
+        instructions = ConfigRecord({"mix": self.experiment.config.strategy.mixing == "preconditioned"})
+        if not self.is_global:
+            return {}, instructions
+        is_displacement = self.config.statistic == "displacement"
+        instructions["measure"] = not is_displacement and self._is_due(round)
+        if self.d_hat is None or self.memory is None:
+            return {}, instructions
+        clock = int(self.memory.clock)
+        instructions["clock"] = clock
+        if self.held.get(client) == clock:
+            return {}, instructions
+        if client in self.derivable:
+            instructions["mean-steps"] = self.mean_steps
+            return {}, instructions
+        if is_displacement:
+            return {adapter.MEMORY: self.memory.value}, instructions
+        return {adapter.PRECONDITIONER: self.d_hat}, instructions
+
+    def update(
+        self, round: int, replies: list[Reply], weights: list[float]
+    ) -> tuple[Tensor, dict[str, float]]:
+        before, params = self.params, self.params
+        if round > 0:
+            params = self._average(replies, weights)
+        if not self.is_global:
+            return params, _own_range(replies)
+        self._note_holders(round, replies)
+        if not self._is_due(round):
+            return params, self._diagnostics(self.d_hat)
+        previous = self.d_hat
+        assert self.memory is not None
+        if self.config.statistic == "displacement":
+            steps = [float(reply.metrics["local-steps"]) for reply in replies]  # type: ignore[arg-type]
+            self.mean_steps = sum(w * n for w, n in zip(weights, steps, strict=True))
+            step_size = self.experiment.config.client.step_size
+            h = server_step.displacement(before, params, self.d_hat, self.mean_steps, step_size)
+            self.derivable = {reply.client for reply in replies}
+        else:
+            statistics = (reply.extra[adapter.STATISTIC] for reply in replies)
+            signed = self.config.statistic in SIGNED
+            h = server_step.combine(statistics, weights, self.config.combine, signed)
+        self.memory = self.scaling.refresh(self.memory, h)
+        self.d_hat = self.scaling.d_hat(self.memory)
+        return params, self._diagnostics(previous)
+
+    def _average(self, replies: list[Reply], weights: list[float]) -> Tensor:
+        params = [reply.params for reply in replies]
+        if self.experiment.config.strategy.mixing == "preconditioned" and not self.scaling.is_identity:
+            return server_step.mix(params, [reply.extra[adapter.PRECONDITIONER] for reply in replies], weights)
+        return server_step.weighted_sum(params, weights)
+
+    def _is_due(self, round: int) -> bool:
+        return round % self.config.refresh_every == 0
+
+    def _note_holders(self, round: int, replies: list[Reply]) -> None:
+        """Only clients that answered surely have what they were sent, and only where they keep it."""
+        self.derivable = set()
+        if not self.experiment.keeps_preconditioner or round == 0 or self.memory is None:
+            return
+        asked, answered = set(self.sample(round)), {reply.client for reply in replies}
+        for client in asked - answered:
+            self.held.pop(client, None)
+        self.held |= dict.fromkeys(answered, int(self.memory.clock))
+
+    def _diagnostics(self, previous: Tensor | None) -> dict[str, float]:
+        if self.d_hat is None or self.memory is None:
+            return {}
+        clock = {"d_clock": float(self.memory.clock)}
+        return server_step.diagnostics(self.d_hat, previous, self.scaling.alpha) | clock
+
+
+def _own_range(replies: list[Reply]) -> dict[str, float]:
+    """The range over clients of the D-hat that they keep themselves."""
+    lows = [float(r.metrics["d-min"]) for r in replies if "d-min" in r.metrics]  # type: ignore[arg-type]
+    highs = [float(r.metrics["d-max"]) for r in replies if "d-max" in r.metrics]  # type: ignore[arg-type]
+    if not lows:
+        return {}
+    return {"d_min": min(lows), "d_max": max(highs), "d_condition": max(highs) / min(lows)}
