@@ -30,8 +30,8 @@ def arrays(data: Any) -> Dataset:
     """A classification of the arrays in data.path.
 
     float64 stays float64, other numbers become float32; uint8 arrays (n, height, width) or (n, channels,
-    height, width) with 1 or 3 channels are taken for images. Client numbers may have gaps; in their order they
-    become 0..k-1.
+    height, width) with 1 or 3 channels are taken for images. Client numbers may have gaps; in order they are
+    renumbered 0..k-1.
 
     Raises:
         DataError: anything about the file is not as above; the message names it.

@@ -156,7 +156,7 @@ def main_classes(totals: np.ndarray, num_clients: int) -> np.ndarray:
 def pathological(
     labels: np.ndarray, num_clients: int, classes_per_client: int, rng: np.random.Generator
 ) -> Partition:
-    """Each client holds ``classes_per_client`` classes; a class is split evenly among the clients that hold it.
+    """Each client holds ``classes_per_client`` classes; a class is split evenly among its clients.
 
     The classes of a client are drawn among those that have been given out least, so all are given out equally
     often. A class with fewer examples than clients leaves some of them without it.
