@@ -1,10 +1,10 @@
 """The configuration of a run as a typed tree: what may be said, checked once, read everywhere.
 
-Hydra composes plain values (fedscale_local/compose.py); `from_container` turns them into a `Config` or into
-one `ConfigError` that names key, value, expectation and remedy. The defaults live in conf/, not here: every key
-has to be there. `to_json` and `from_json` carry a whole Config as one string, without Hydra on either side.
+Hydra composes plain values (fedscale_local/compose.py); `from_container` turns them into a `Config` or
+into one `ConfigError` that names key, value, expectation and remedy. The defaults live in conf/, not here:
+every key has to be there. `to_json` and `from_json` carry a whole Config as one string, without Hydra.
 
-Groups with choices are unions: `config.partition.scheme == "dirichlet"` narrows to `Dirichlet`, with its alpha.
+Groups with choices are unions: `config.partition.scheme == "dirichlet"` narrows to `Dirichlet`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from fedscale_local.errors import ConfigError, RunDirError
 
 _COUNT = Is("a whole number", "1 or more")
 _SIZE = Is("a number", "0 or more")
-_ABOVE = Is("a number", "above 0")
-_DECAY = Is("a number", "0 or more and below 1")
+_ABOVE = Is("a number", "more than 0")
+_DECAY = Is("a number", "0 or more, below 1")
 
 Count = Annotated[int, Field(ge=1), _COUNT]
 NonNegative = Annotated[int, Field(ge=0), Is("a whole number", "0 or more")]
 Positive = Annotated[float, Field(gt=0), _ABOVE]
 Size = Annotated[float, Field(ge=0), _SIZE]
 Decay = Annotated[float, Field(ge=0, lt=1), _DECAY]
-Share = Annotated[float, Field(ge=0, le=1), Is("a number", "from 0 to 1")]
+Share = Annotated[float, Field(ge=0, le=1), Is("a number", "0 or more, at most 1")]
 Flag = Annotated[bool, Is("true or false")]
 Widths = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False), Is("a list of whole numbers", "1 or more")
+    tuple[Annotated[int, Field(ge=1)], ...],
+    Field(strict=False),
+    Is("a list of whole numbers, each 1 or more, like [128]"),
 ]
 
 
@@ -56,7 +58,7 @@ class Client(Section):
     ]
     step_size: Positive
     batch_size: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["full"], Is("a whole number or full", "1 or more, or full")
+        Annotated[int, Field(ge=1)] | Literal["full"], Is("a whole number", "1 or more, or full")
     ]
     momentum: Decay
     momentum_buffer: Literal["reset", "kept", "averaged"]
@@ -71,16 +73,14 @@ class Scaling(Section):
     beta: Decay
     alpha: Positive
     floor: Literal["max", "add"]
-    upper_bound: Annotated[
-        float | None, Field(gt=0), Is("a number or null", "alpha or more, or null for no cap")
-    ]
+    upper_bound: Annotated[float | None, Field(gt=0), Is("a number", "alpha or more, or null for no cap")]
     scope: Literal["global", "local"]
     statistic: Literal["gradient", "hutchinson", "gauss_newton", "displacement"]
     combine: Literal["square_of_mean", "mean_of_squares"]
     refresh_every: Count
     start: Literal["statistic", "ones"]
     local_refresh: Literal["round", "step"]
-    rho: Annotated[float | None, Field(gt=0), Is("a number or null", "above 0, or null for no clipping")]
+    rho: Annotated[float | None, Field(gt=0), Is("a number", "more than 0, or null for no clipping")]
     spatial_average: Flag
 
 
@@ -99,7 +99,7 @@ class Target(Section):
     target: Annotated[
         str,
         Field(alias="_target_", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"),
-        Is("an import path", "of the form package.module.Name"),
+        Is("an import path like package.module.Name"),
     ]
 
     @property
@@ -244,7 +244,7 @@ class CharTransformer(Section):
 class Torchvision(Section):
     """A model of torchvision by its name there."""
 
-    name: Annotated[str, Field(pattern=r"^torchvision/\w+$"), Is("a model's name", "as torchvision/resnet18")]
+    name: Annotated[str, Field(pattern=r"^torchvision/\w+$"), Is("a name like torchvision/resnet18")]
 
 
 class CustomModel(Target):
@@ -259,7 +259,7 @@ class Engine(Section):
     name: Literal["in_process"]
     mode: Literal["auto", "looped", "stacked"]
     workers: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"], Is("a whole number or auto", "1 or more, or auto")
+        Annotated[int, Field(ge=1)] | Literal["auto"], Is("a whole number", "1 or more, or auto")
     ]
 
 
@@ -301,10 +301,10 @@ class Config(Section):
 
     seed: NonNegative
     num_clients: Annotated[
-        int | None, Field(ge=1), Is("a whole number or null", "1 or more, or null for every natural client")
+        int | None, Field(ge=1), Is("a whole number", "1 or more, or null for every natural client")
     ]
     clients_per_round: Annotated[
-        int | None, Field(ge=1), Is("a whole number or null", "1 or more, or null for all clients")
+        int | None, Field(ge=1), Is("a whole number", "1 or more, or null for all clients")
     ]
     num_rounds: Count
     run_dir: Annotated[str | None, Field(min_length=1), Is("a path or null")]
@@ -374,20 +374,15 @@ def resolve_run_dir(config: Config) -> Config:
         run_dir, count = f"runs/{name}", 1
         while Path(run_dir).exists():
             run_dir, count = f"runs/{name}-{count + 1}", count + 1
-    path = Path(run_dir)
+    where, path = f"run_dir={run_dir}", Path(run_dir)
     try:
         if path.exists() and not path.is_dir():
-            raise RunDirError(f"run_dir={run_dir}", "a file of that name is there", "choose another run_dir")
+            raise RunDirError(where, "a file of that name is there", "choose another run_dir")
         if path.is_dir() and any(path.iterdir()):
-            raise RunDirError(
-                f"run_dir={run_dir}", "the directory exists and is not empty", "choose another run_dir, or remove it"
-            )
+            raise RunDirError(where, "the directory is not empty", "choose another run_dir, or remove it")
         above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        writable = above.is_dir() and os.access(above, os.W_OK | os.X_OK)
     except OSError as error:
-        raise RunDirError(
-            f"run_dir={run_dir}", f"the directory cannot be used ({error.strerror})", "choose another run_dir"
-        ) from None
-    if not writable:
-        raise RunDirError(f"run_dir={run_dir}", f"nothing can be written in {above}", "choose another run_dir")
+        raise RunDirError(where, f"it cannot be used ({error.strerror})", "choose another run_dir") from None
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise RunDirError(where, f"nothing can be written in {above}", "choose another run_dir")
     return config.model_copy(update={"run_dir": run_dir})

@@ -155,7 +155,8 @@ def _unknown(schema: type[BaseModel], place: _Place) -> tuple[str, str]:
             f"leave it out, or choose {group[0]}={' or '.join(_choices(owner))}",
         )
     same = [name for name in everywhere if name.rpartition(".")[2] == last]
-    close = same or difflib.get_close_matches(place.key, everywhere, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(place.key, here, n=1, cutoff=0.8) or same
+    close = close or difflib.get_close_matches(place.key, everywhere, n=1, cutoff=0.6)
     lasts = {name.rpartition(".")[2]: name for name in everywhere}
     close = close or [lasts[name] for name in difflib.get_close_matches(last, lasts, n=1, cutoff=0.7)]
     if close:
