@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from toy_data import dataset
 
+from fedscale_local.config import ModelConfig
 from fedscale_local.errors import ConfigError, DataError
 from fedscale_local.models import build
 
@@ -135,6 +137,12 @@ def test_a_users_module_is_built_from_the_seed_and_left_as_it_was(users):
     )
     assert first.training and first.norm.num_batches_tracked == 0 and (first.norm.running_mean == 0).all()
     assert first.lazy.weight.shape == (4, 7)
+
+
+def test_it_comes_from_a_checked_configuration_too(users):
+    model = {"name": "custom", "_target_": "users_net.Good", "width": 4}
+    section = TypeAdapter(ModelConfig).validate_python(model)
+    assert torch.equal(weights(build(section, FLAT, 7)), weights(build(model, FLAT, 7)))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from toy_data import dataset
 
+from fedscale_local.config import ModelConfig
 from fedscale_local.models import NAMES, build
 from fedscale_local.models.sequence import GRU, Attention
 
@@ -26,6 +29,15 @@ SETTINGS = {
 
 def test_every_provided_model_is_tried_here():
     assert set(NAMES) == set(SETTINGS) | {"torchvision/NAME"}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_choices_in_conf_are_the_defaults(name, repo):
+    text = (repo / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8")
+    section = TypeAdapter(ModelConfig).validate_python(OmegaConf.to_object(OmegaConf.create(text)))
+    data = SETTINGS[name][1]
+    built, default = (build(model, data, 0).state_dict() for model in (section, {"name": name}))
+    assert list(built) == list(default) and all(torch.equal(built[key], default[key]) for key in built)
 
 
 # Sizes.

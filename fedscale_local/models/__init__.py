@@ -93,9 +93,7 @@ def build(model: Any, dataset: Dataset, seed: int) -> nn.Module:
             provided here, one that fails on two examples or returns another shape.
         DataError: labels or tokens outside 0..num_classes - 1.
     """
-    options = dict(
-        model if isinstance(model, Mapping) else model.model_dump(by_alias=True, exclude_none=True)
-    )
+    options = dict(model if isinstance(model, Mapping) else model.model_dump(by_alias=True))
     target, name = options.pop(TARGET, None), options.pop("name", None)
     from fedscale_local.models import foreign  # imports torch
 

@@ -107,6 +107,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(num_tokens, width)
         self.position = nn.Parameter(0.02 * torch.randn(window, width))
+        nn.init.normal_(self.embedding.weight, std=0.02)  # torch's 1.0 would drown the positions
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, num_tokens)
