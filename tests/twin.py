@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
-Labels = Sequence[int] | Vector
+Labels = Sequence[float] | Vector
 
 RULES = ("identity", "adagrad", "rmsprop", "adam", "oasis", "adahessian", "sophia")
 ON_SQUARES = ("adagrad", "rmsprop", "adam", "adahessian")  # these remember D^2, the others D with its sign
