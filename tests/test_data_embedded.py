@@ -73,5 +73,5 @@ def test_found_in_the_installed_distribution_behind_a_bare_copy(tmp_path: Path, 
 
 def test_missing_file_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "distributions", lambda name: [])
-    with pytest.raises(DataError, match=r"fashion_mnist_12k.npz.xz is missing; looked at .*; install the distribution"):
+    with pytest.raises(DataError, match=r"npz.xz is missing; looked at .*; install the distribution"):
         embedded_file(tmp_path)

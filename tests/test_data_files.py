@@ -76,7 +76,8 @@ def test_not_found_names_places_and_remedies(tmp_path: Path, monkeypatch: pytest
 
 def test_no_download_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, Path]] = []
-    monkeypatch.setattr("fedscale_local.data.images._download", lambda name, folder: asked.append((name, folder)))
+    record = lambda name, folder: asked.append((name, folder))  # noqa: E731
+    monkeypatch.setattr("fedscale_local.data.images._download", record)
     with pytest.raises(DataError):
         load(config("mnist", tmp_path), 0)
     assert asked == []
@@ -93,7 +94,7 @@ def test_download_that_brings_the_files(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_download_without_a_folder_or_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDSCALE_DATA", raising=False)
-    with pytest.raises(DataError, match="data.download=true: a download needs a folder to go to"):
+    with pytest.raises(DataError, match=r"data.download=true: a download needs a folder to go to"):
         load(config("mnist", download=True), 0)
 
     def fail(name: str, folder: Path) -> None:
@@ -105,7 +106,8 @@ def test_download_without_a_folder_or_a_network(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"\0\0\x08", b"\0\0\x09\1\0\0\0\1a", idx_bytes(np.zeros((3, 2), np.uint8))[:-1], b"<html>no</html>"]
+    "raw",
+    [b"", b"\0\0\x08", b"\0\0\x09\1\0\0\0\1a", idx_bytes(np.zeros((3, 2), np.uint8))[:-1], b"<html>"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_broken_idx_files_are_refused(tmp_path: Path, raw: bytes, zipped: bool) -> None:
@@ -137,8 +139,8 @@ def python2_pickle(x: np.ndarray, y: np.ndarray) -> bytes:
     key = lambda text: b"U" + bytes([len(text)]) + text  # noqa: E731
     labels = b"".join(b"K" + bytes([label]) for label in y)
     data = b"cnumpy.core.multiarray\n_reconstruct\nq\2cnumpy\nndarray\nq\3K\0\x85U\1b\x87Rq\4("
-    data += b"K\1K" + bytes([len(x)]) + b"M\0\x0c\x86cnumpy\ndtype\nU\2u1K\0K\1\x87R(K\3U\1|NNNJ\xff\xff\xff\xff"
-    data += b"J\xff\xff\xff\xffK\0tb\x89T" + struct.pack("<i", x.size) + x.tobytes() + b"tb"
+    data += b"K\1K" + bytes([len(x)]) + b"M\0\x0c\x86cnumpy\ndtype\nU\2u1K\0K\1\x87R(K\3U\1|NNN"
+    data += b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89T" + struct.pack("<i", x.size) + x.tobytes() + b"tb"
     names = b"](" + b"".join(key(b"image_%d.png" % i) for i in range(len(y))) + b"e"
     return (
         b"\x80\2}q\1(" + key(b"batch_label") + key(b"training batch 1 of 5") + key(b"labels")
@@ -174,7 +176,8 @@ def test_python2_pickle_of_the_test_is_a_real_one() -> None:
 
 def test_scanning_a_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     target = tmp_path / "written"
-    (tmp_path / "data_batch_1").write_bytes(b"cpathlib\nPath.touch\n(cpathlib\nPath\n(V%s\ntRtR." % str(target).encode())
+    touch = b"cpathlib\nPath.touch\n(cpathlib\nPath\n(V%s\ntRtR." % str(target).encode()
+    (tmp_path / "data_batch_1").write_bytes(touch)
     with pytest.raises(DataError, match="take the binary version"):
         scan_python(tmp_path / "data_batch_1")
     assert not target.exists()

@@ -74,9 +74,10 @@ def arrays(data: Any) -> Dataset:
 
 def _npz(path: Path, where: str) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
-                raise DataError(where, "expected an .npz with arrays x and y, found one array", SAVE)
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise DataError(where, "expected an .npz with arrays x and y, found one array", SAVE)
+        with file:
             return {name: _unpickled(file, name, where) for name in file.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(where, f"expected an .npz with arrays x and y ({error})", SAVE) from error
@@ -94,10 +95,12 @@ def _unpickled(file: Any, name: str, where: str) -> np.ndarray:
 
 
 def _parquet(path: Path, where: str) -> dict[str, np.ndarray]:
-    table = read_table(path, list(NEEDED))
+    table = read_table(path, list(NEEDED), others=True)
     unknown = sorted(set(table.column_names) - {*NEEDED, "client", "test"})
     if unknown:
         raise DataError(where, f"unknown columns {unknown}", "keep x, y, client and test")
+    if len(table) == 0:
+        raise DataError(where, "the table has no rows", "give at least one example")
     columns = {}
     for name in table.column_names:
         column = table[name]
@@ -174,7 +177,8 @@ def _tensor(x: np.ndarray, images: bool, where: str) -> torch.Tensor:
                 "transpose x, or save it as float32",
             )
         return torch.tensor(x)
-    stored = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
+    with np.errstate(over="ignore"):  # refused below
+        stored = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
     if not np.isfinite(stored).all():
         raise DataError(where, f"x has values beyond float32 ({x.dtype})", "save x as float64")
     return torch.from_numpy(stored)

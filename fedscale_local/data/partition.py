@@ -250,16 +250,15 @@ def apportion(total: int, weights: np.ndarray) -> np.ndarray:
 def _without_own_class(
     slots: np.ndarray, labels: np.ndarray, main: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Owners for examples: ``slots`` swapped at random until none has its own main class, if that can be."""
+    """Owners for examples: ``slots``, of which some are swapped so that none has its own main class.
+
+    An example of class c at a client of main class c changes places with one that is neither. A swap makes no
+    new conflict, so one pass over the classes leaves a conflict only where no arrangement could avoid it.
+    """
     slots = slots.copy()
-    for _ in range(MAX_TRIES):
-        own = main[slots] == labels
-        wrong, right = rng.permutation(np.flatnonzero(own)), rng.permutation(np.flatnonzero(~own))
-        pairs = min(len(wrong), len(right))
-        i, j = wrong[:pairs], right[:pairs]
-        fits = (main[slots[j]] != labels[i]) & (main[slots[i]] != labels[j])
-        i, j = i[fits], j[fits]
-        slots[i], slots[j] = slots[j], slots[i]
-        if pairs == 0:
-            break
+    for c in np.unique(labels):
+        here, wanted = main[slots] == c, labels == c
+        wrong, free = np.flatnonzero(here & wanted), rng.permutation(np.flatnonzero(~here & ~wanted))
+        wrong, free = wrong[: len(free)], free[: len(wrong)]
+        slots[wrong], slots[free] = slots[free], slots[wrong]
     return slots

@@ -3,6 +3,8 @@
 The recipe of the authors' code: for client k, u_k ~ N(0, a) and B_k ~ N(0, b) (a and b are deviations);
 W_k and b_k have entries N(u_k, 1); v_k has entries N(B_k, 1); x ~ N(v_k, diag(j^-1.2)); y is the largest
 entry of W_k x + b_k. Sizes are 50 + floor of a log-normal(4, 2), so few clients hold most of the data.
+As the recipe stands, u_k shifts all entries of W_k x + b_k alike, so a has no influence on the labels;
+clients differ because W_k and b_k are drawn anew for each.
 Departures: each client has a random stream of its own, and the first 90 % of its rows are for training.
 """
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from fedscale_local.errors import DataError
 
 
-def read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """The named columns (None: all) of a parquet file, each as one chunk.
+def read_table(file: Path, columns: list[str], others: bool = False) -> pa.Table:
+    """The named columns (with ``others``: all) of a parquet file, each as one chunk.
 
     Raises:
         DataError: no parquet file, or a column is missing.
@@ -19,8 +19,8 @@ def read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(file) as source:
             names = source.schema_arrow.names
-            missing = [column for column in columns or [] if column not in names]
-            table = None if missing else source.read(columns).combine_chunks()
+            missing = [column for column in columns if column not in names]
+            table = None if missing else source.read(None if others else columns).combine_chunks()
     except (OSError, pa.ArrowException) as error:
         raise DataError(str(file), f"expected a parquet file ({error})", "check the file") from error
     if table is None:
