@@ -21,13 +21,16 @@ from fedscale_local.errors import ClientError
 from fedscale_local.experiment import Experiment, build
 from fedscale_local.scaling import Memory
 
-Runner = Callable[[Experiment, Sequence[Sequence[Order]]], list[list[Outcome]]]
-"""Runs cohorts, each by `train`, wherever it likes; their outcomes come in the same order."""
+Train = Callable[[Experiment, Sequence[Order]], list[Outcome]]
+Runner = Callable[[Train, Experiment, Sequence[Sequence[Order]]], list[list[Outcome]]]
+"""Runs train(experiment, cohort) for each cohort, wherever it likes; their outcomes come in the same order."""
 
 app = ClientApp()
 
 
-def run_here(experiment: Experiment, cohorts: Sequence[Sequence[Order]]) -> list[list[Outcome]]:
+def run_here(
+    train: Train, experiment: Experiment, cohorts: Sequence[Sequence[Order]]
+) -> list[list[Outcome]]:
     """All cohorts in this process, one after the other."""
     return [train(experiment, cohort) for cohort in cohorts]
 
@@ -41,7 +44,7 @@ def cohort(
     cohorts = plan(experiment, [order for order in orders if isinstance(order, Order)], stack_size)
     outcomes: dict[int, Outcome] = {
         order.client: outcome
-        for asked, done in zip(cohorts, run(experiment, cohorts), strict=True)
+        for asked, done in zip(cohorts, run(train, experiment, cohorts), strict=True)
         for order, outcome in zip(asked, done, strict=True)
     }
     replies = []

@@ -12,7 +12,7 @@ The displacement statistic needs no measurement: see server_step.displacement.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Batch(Protocol):
     """
 
     @property
-    def rows(self) -> slice | type(...): ...  # type: ignore[valid-type]
+    def rows(self) -> Any: ...
 
 
 class Oracle(Protocol):

@@ -52,4 +52,8 @@ class ClientError(FedscaleError):
 
     def __init__(self, stage: str, client: int, round: int, reason: str) -> None:
         super().__init__(f"client {client}, round {round}, {stage}: {reason}")
-        self.stage, self.client, self.round = stage, client, round
+        self.stage, self.client, self.round, self.reason = stage, client, round, reason
+
+    def __reduce__(self) -> tuple[type[ClientError], tuple[str, int, int, str]]:
+        """Errors cross process borders whole."""
+        return ClientError, (self.stage, self.client, self.round, self.reason)

@@ -24,6 +24,9 @@ from fedscale_local.data.dataset import Dataset, inputs
 from fedscale_local.scaling import Memory
 from fedscale_local.vector import Layout
 
+RESIDENT_BYTES = 256 * 2**20
+"""Up to this size a training set is kept as the model sees it, and not turned from bytes at every step."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -117,10 +120,25 @@ class Task:
 
     @cached_property
     def stacked(self) -> Stacked:
-        return Stacked(self)
+        from fedscale_local.dense import Dense, layers
+
+        linear = layers(self)
+        return Stacked(self) if linear is None else Dense(self, linear)
 
     def inputs(self, x: Tensor) -> Tensor:
         return inputs(self.dataset, x, self.dtype)
+
+    @cached_property
+    def _resident(self) -> Tensor | None:
+        """All training inputs as the model sees them, where that is not too much to keep."""
+        x = self.dataset.x
+        fits = x.numel() * self.dtype.itemsize <= RESIDENT_BYTES
+        return self.inputs(x) if fits else None
+
+    def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the training examples `indices` (B,)."""
+        x = self.inputs(self.dataset.x[indices]) if self._resident is None else self._resident[indices]
+        return x, self.targets(self.dataset.y[indices])
 
     def targets(self, y: Tensor) -> Tensor:
         return y.to(self.dtype) if self.dataset.kind == "regression" else y
@@ -190,8 +208,8 @@ class Looped:
 
     def batch(self, indices: Sequence[Tensor], noise: Sequence[Tensor]) -> Batch:
         """The mini-batch of the training examples indices[0] (B,)."""
-        data, (index,) = self.task.dataset, indices
-        x, y = self.task.inputs(data.x[index]), self.task.targets(data.y[index])
+        (index,) = indices
+        x, y = self.task.examples(index)
         return Batch(x, y, noise=noise[0] if noise else None)
 
     def start(self, x: Tensor) -> Tensor:
@@ -280,14 +298,13 @@ class Stacked:
 
     def batch(self, indices: Sequence[Tensor], noise: Sequence[Tensor]) -> Batch:
         """The leading clients' mini-batches, one index tensor each, padded to the longest with masked examples."""
-        task, data = self.task, self.task.dataset
         sizes = [len(part) for part in indices]
         index = pad_sequence(list(indices), batch_first=True)
         shape = tuple(index.shape)
-        x, y = task.inputs(data.x[index.flatten()]), task.targets(data.y[index.flatten()])
+        x, y = self.task.examples(index.flatten())
         mask = None
         if len(set(sizes)) > 1:
-            mask = (torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)).to(task.dtype)
+            mask = (torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)).to(self.task.dtype)
         drawn = pad_sequence(list(noise), batch_first=True) if noise else None
         return Batch(x.unflatten(0, shape), y.unflatten(0, shape), mask, drawn, slice(0, len(sizes)))
 

@@ -6,7 +6,8 @@ called one by one, as Flower calls it. What a strategy sees does not differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import to_json
+from fedscale_local.dense import layers
+from fedscale_local.engines.workers import Work, Workers
+from fedscale_local.errors import ClientError
 from fedscale_local.experiment import Experiment
 
 FIRST_NODE = 2
@@ -102,6 +106,29 @@ class InProcessGrid(Grid):
 
 
 def choose(experiment: Experiment) -> dict[str, Any]:
+    """Mode and stack size: a rule on the model and not a measurement, so that equal configs give equal bits.
+
+    Stacking pays for fully connected networks, whose gradient is taken by hand; elsewhere it is for the asking
+    (docs/explanation-engines.md has the measurements). A stack is as large as a cache likes, and no larger.
+    """
+    task, mode = experiment.task, experiment.config.engine.mode
+    if mode == "auto":
+        mode = "stacked" if layers(task) is not None else "looped"
+    stack_size = max(2, min(64, STACK_NUMBERS // task.layout.size)) if mode == "stacked" else 1
+    workers = experiment.config.engine.workers
+    workers = len(os.sched_getaffinity(0)) if workers == "auto" else workers
+    return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
+
+
+STACK_NUMBERS = 500_000
+"""Parameters of all clients of a stack together."""
+
+
+def run(self) -> Any:
+        return adapter.empty_run()
+
+
+def choose(experiment: Experiment) -> dict[str, Any]:
     """Mode and stack size. A rule on the model and not a measurement, so that equal configs give equal bits.
 
     Stacking pays where dispatch dominates arithmetic, that is for small models; see docs/explanation-engines.md.
@@ -111,7 +138,9 @@ def choose(experiment: Experiment) -> dict[str, Any]:
     if mode == "auto":
         mode = "stacked" if task.is_stackable and size <= SMALL_MODEL else "looped"
     stack_size = max(2, min(64, 2_000_000 // size)) if mode == "stacked" else 1
-    return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": 1}
+    workers = experiment.config.engine.workers
+    workers = len(os.sched_getaffinity(0)) if workers == "auto" else workers
+    return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
 
 
 SMALL_MODEL = 20_000
@@ -121,15 +150,48 @@ SMALL_MODEL = 20_000
 def run(
     experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp
 ) -> None:
-    """All rounds, in this process, on one thread: more threads would change the order of sums."""
+    """All rounds, each process on one thread: more threads would change the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     adapter.quiet_flower()
     run_config = {"config": to_json(experiment.config)}
-    grid = InProcessGrid(
-        client_app, len(experiment.partition), run_config, stack_size=chosen["stack_size"]
-    )
+    runner = _Runner(chosen["workers"])
+    options = {"stack_size": chosen["stack_size"], "run": runner}
     try:
+        grid = InProcessGrid(client_app, len(experiment.partition), run_config, **options)
         server_app(grid, adapter.new_context(1, {}, run_config))
     finally:
+        runner.close()
         torch.set_num_threads(threads)
+
+
+class _Runner:
+    """Runs cohorts on workers that are forked when the first round asks for them; one worker is this process."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
+        self.workers: Workers | None = None
+
+    def __call__(self, train: Work, experiment: Experiment, cohorts: Sequence[Sequence[Any]]) -> list[Any]:
+        if self.num_workers == 1:
+            return [train(experiment, cohort) for cohort in cohorts]
+        self.workers = self.workers or Workers(self.num_workers, train, experiment)
+        costs = [sum(_cost(experiment, order.client) for order in cohort) for cohort in cohorts]
+        return self.workers.map(cohorts, costs, _lost)
+
+    def close(self) -> None:
+        if self.workers is not None:
+            self.workers.close()
+
+
+def _cost(experiment: Experiment, client: int) -> float:
+    """Examples that the client will work through in a round."""
+    config, size = experiment.config.client, int(experiment.partition.sizes[client])
+    if config.local_epochs is not None:
+        return size * config.local_epochs
+    batch = size if config.batch_size == "full" else min(size, config.batch_size)
+    return batch * (config.local_steps or 0)
+
+
+def _lost(cohort: Sequence[Any], reason: str) -> list[ClientError]:
+    return [ClientError("train", order.client, order.round, reason) for order in cohort]
