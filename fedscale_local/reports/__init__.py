@@ -1,0 +1,96 @@
+"""Reports of run directories: a page that stands alone, and a table for the terminal.
+
+They read run directories and nothing else, so they work on a run of another machine, on one that is under
+way, and on one that was killed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedscale_local.errors import RunDirError
+from fedscale_local.reports import facts
+from fedscale_local.run_dir import Run, read
+
+__all__ = ["show", "table", "write"]
+
+
+def write(run_dir: Path | str, out: Path | str | None = None) -> Path:
+    """Write the report of a run as one HTML file; returns its path.
+
+    out: where to, `report.html` in the run directory if not given. The same run gives the same bytes.
+    Raises RunDirError where the directory cannot be read or the file cannot be written.
+    """
+    from fedscale_local.reports.page import page  # matplotlib is slow to import, and `show` draws nothing
+
+    run = read(run_dir)
+    path = Path(out) if out is not None else run.path / "report.html"
+    text = page(run)
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(path)
+    except OSError as error:
+        whole.unlink(missing_ok=True)
+        raise RunDirError(
+            str(path), f"the report cannot be written ({error.strerror})", "name another file"
+        ) from None
+    return path
+
+
+def show(run_dir: Path | str, console: Console | None = None) -> None:
+    """Print one run as a table, to stdout if no console is given; raises RunDirError as `read` does."""
+    (console or Console()).print(table(read(run_dir)))
+
+
+def table(run: Run) -> Table:
+    """The summary of one run for a terminal: what it was, how far it got, what it reached, what it cost."""
+    numbers = facts.summary(run)
+    grid = Table(box=None, show_header=False, pad_edge=False, title=Text(str(run.path)), title_justify="left")
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+
+    def add(name: str, words: str) -> None:
+        grid.add_row(name, Text(words))  # Text: brackets in a reason are no markup
+
+    of = f" of {numbers.planned_rounds}" if numbers.planned_rounds else ""
+    add("status", f"{numbers.status}, {numbers.num_rounds}{of} rounds")
+    add("method", f"{facts.method_name(run)}. {facts.method_words(run)}")
+    add("data", facts.data_words(run))
+    add("clients", facts.clients_words(run))
+    add("engine", facts.engine_words(run))
+    if numbers.best_accuracy is not None:
+        value, when = numbers.best_accuracy
+        best = f"(best {facts.percent_text(value)} in round {when})"
+        add(
+            "test accuracy",
+            f"{facts.percent_text(numbers.test_accuracy)} {best} {_trace(run, 'test_accuracy')}",
+        )
+    if numbers.best_loss is not None:
+        value, when = numbers.best_loss
+        best = f"(best {facts.loss_text(value)} in round {when})"
+        add("test loss", f"{facts.loss_text(numbers.test_loss)} {best} {_trace(run, 'test_loss')}")
+    if numbers.train_loss is not None:
+        add("training loss", f"{facts.loss_text(numbers.train_loss)} {_trace(run, 'train_loss')}")
+    total, up, down = numbers.bytes_up + numbers.bytes_down, numbers.bytes_up, numbers.bytes_down
+    both = f"{facts.bytes_text(up)} up, {facts.bytes_text(down)} down"
+    add("sent", f"{facts.bytes_text(total)} ({both})")
+    if numbers.seconds is not None:
+        add("time", facts.seconds_text(numbers.seconds))
+    if numbers.num_failures:
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in facts.failure_counts(run)[:5])
+        add("failed replies", f"{numbers.num_failures} ({reasons})")
+    for note in [*run.notes, *filter(None, [run.manifest.get("data_note")])]:
+        add("note", str(note))
+    if (run.path / "report.html").exists():
+        add("report", str(run.path / "report.html"))
+    return grid
+
+
+def _trace(run: Run, key: str) -> str:
+    return facts.sparkline([record[key] for record in run.rounds if record[key] is not None], width=24)

@@ -1,0 +1,333 @@
+"""What one run amounts to: its method in words, its best and last numbers, its costs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from fedscale_local.run_dir import Run
+
+RULES = {
+    "identity": "no scaling",
+    "adagrad": "AdaGrad",
+    "rmsprop": "RMSProp",
+    "adam": "Adam",
+    "oasis": "OASIS",
+    "adahessian": "AdaHessian",
+    "sophia": "Sophia",
+}
+STATISTICS = {
+    "gradient": "mean gradients",
+    "hutchinson": "Hutchinson's estimate of the curvature",
+    "gauss_newton": "a Gauss-Newton estimate of the curvature",
+    "displacement": "the clients' displacement",
+}
+TIMING_PARTS = ("configure", "clients", "aggregate", "evaluate")
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+# ---------------------------------------------------------------- numbers as people read them
+
+
+def bytes_text(count: float) -> str:
+    """
+    >>> bytes_text(999), bytes_text(12_345_678), bytes_text(0)
+    ('999 B', '12.3 MB', '0 B')
+    """
+    power = 0
+    while power < len(BYTE_UNITS) - 1 and count >= 999.5:
+        count, power = count / 1000, power + 1
+    return f"{count:.0f} B" if power == 0 else f"{count:.3g} {BYTE_UNITS[power]}"
+
+
+def seconds_text(seconds: float) -> str:
+    """
+    >>> seconds_text(0.5), seconds_text(83.4), seconds_text(7260)
+    ('0.50 s', '1 min 23 s', '2 h 1 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def loss_text(loss: float | None) -> str:
+    """
+    >>> loss_text(0.43712), loss_text(1.5e-7), loss_text(None)
+    ('0.4371', '1.5e-07', '-')
+    """
+    return "-" if loss is None else f"{loss:.4g}"
+
+
+def percent_text(share: float | None) -> str:
+    """
+    >>> percent_text(0.81234), percent_text(None)
+    ('81.23%', '-')
+    """
+    return "-" if share is None else f"{share:.2%}"
+
+
+# ---------------------------------------------------------------- the run in words
+
+
+def _section(run: Run, name: str) -> dict[str, Any]:
+    section = run.config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def method_name(run: Run) -> str:
+    """A short name: "SAVIC with Adam scaling", "FedAvg", or the class of a Flower strategy."""
+    strategy = _section(run, "strategy")
+    name = str(strategy.get("name", "unknown method"))
+    if "_target_" in strategy:
+        return str(strategy["_target_"]).rsplit(".", 1)[-1]
+    rule = str(_section(run, "scaling").get("rule", "identity"))
+    if name == "savic":
+        scaled = f"{RULES.get(rule, rule)} scaling" if rule != "identity" else "no scaling"
+        return f"SAVIC with {scaled}"
+    return {"fedavg": "FedAvg (Local SGD)"}.get(name, name)
+
+
+def method_words(run: Run) -> str:
+    """The method in one or two sentences, from the resolved configuration."""
+    return " ".join(part for part in (_client_words(run), _scaling_words(run), _server_words(run)) if part)
+
+
+def _client_words(run: Run) -> str:
+    client = _section(run, "client")
+    steps = client.get("local_steps")
+    count, unit = (steps, "step") if steps is not None else (client.get("local_epochs"), "epoch")
+    if count is None:
+        return ""
+    words = f"Each sampled client takes {count} local {unit}{'' if count == 1 else 's'}"
+    if "step_size" in client:
+        words += f" of size {_number(client['step_size'])}"
+    batch = client.get("batch_size")
+    if batch is not None:
+        words += " on its whole shard" if batch == "full" else f" on batches of {batch}"
+    extras = []
+    if client.get("momentum"):
+        extras.append(f"momentum {_number(client['momentum'])} ({client.get('momentum_buffer', 'reset')})")
+    if client.get("weight_decay"):
+        extras.append(f"weight decay {_number(client['weight_decay'])}")
+    return words + (f", with {' and '.join(extras)}" if extras else "") + "."
+
+
+def _scaling_words(run: Run) -> str:
+    scaling = _section(run, "scaling")
+    rule = str(scaling.get("rule", "identity"))
+    if rule == "identity" or _section(run, "strategy").get("name") != "savic":
+        return ""
+    if scaling.get("scope") == "local":
+        words = f"Each client scales its steps by its own {RULES.get(rule, rule)} preconditioner"
+        refresh = f"refreshed every {scaling.get('local_refresh', 'round')}"
+    else:
+        words = f"Steps are scaled by one {RULES.get(rule, rule)} preconditioner that all clients share"
+        every = scaling.get("refresh_every", 1)
+        refresh = "refreshed every round" if every == 1 else f"refreshed every {every} rounds"
+    statistic = str(scaling.get("statistic", "gradient"))
+    numbers = [f"{key} {_number(scaling[key])}" for key in ("beta", "alpha") if scaling.get(key) is not None]
+    return f"{words}, {refresh} from {STATISTICS.get(statistic, statistic)} ({', '.join(numbers)})."
+
+
+def _server_words(run: Run) -> str:
+    strategy = _section(run, "strategy")
+    if "_target_" in strategy:
+        options = [
+            f"{k}={v}" for k, v in strategy.items() if k not in ("_target_", "name", "weighting", "mixing")
+        ]
+        return f"The server runs {strategy['_target_']}({', '.join(options)})."
+    if strategy.get("mixing") == "preconditioned":
+        return "The server mixes their models, each coordinate weighted by the clients' preconditioners."
+    if "weighting" not in strategy:
+        return ""
+    how = "weighted by their numbers of examples" if strategy["weighting"] == "examples" else "all alike"
+    return f"The server averages their models, {how}."
+
+
+def data_words(run: Run) -> str:
+    """Data and partition: "fashion_mnist_12k, 12,000 examples, dirichlet (alpha 0.3)"."""
+    words = [str(_section(run, "data").get("name", "unknown data"))]
+    sizes = shard_sizes(run)
+    if sizes is not None:
+        words.append(f"{int(sizes.sum()):,} training examples")
+    partition = _section(run, "partition")
+    if "scheme" in partition:
+        options = [f"{k.replace('_', ' ')} {_number(v)}" for k, v in _relevant(partition)]
+        words.append(f"{partition['scheme']} partition" + (f" ({', '.join(options)})" if options else ""))
+    return ", ".join(words)
+
+
+SCHEME_OPTIONS = {
+    "dirichlet": ("alpha", "min_examples"),
+    "main_class": ("share",),
+    "pathological": ("classes_per_client",),
+    "by_size": ("sigma",),
+}
+
+
+def _relevant(partition: dict[str, Any]) -> list[tuple[str, Any]]:
+    keys = SCHEME_OPTIONS.get(str(partition["scheme"]), ())
+    return [(key, partition[key]) for key in keys if partition.get(key)]
+
+
+def clients_words(run: Run) -> str:
+    """ "200 clients, 20 a round", as far as the run says."""
+    sizes = shard_sizes(run)
+    total = len(sizes) if sizes is not None else run.config.get("num_clients")
+    per_round = run.config.get("clients_per_round")
+    words = f"{total:,} clients" if isinstance(total, int) else "all clients of the data"
+    return words + (f", {per_round:,} a round" if isinstance(per_round, int) else ", all in every round")
+
+
+def engine_words(run: Run) -> str:
+    """Engine, mode and workers, as the manifest recorded them."""
+    engine = run.manifest.get("engine")
+    if not isinstance(engine, dict):
+        return str(engine or "unknown engine")
+    words = [str(engine.get("name", "unknown")), str(engine.get("mode") or "")]
+    workers = engine.get("workers")
+    words.append(f"{workers} worker{'' if workers == 1 else 's'}" if workers is not None else "")
+    return ", ".join(word for word in words if word)
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of one run; bytes and seconds are totals, best_* is (value, round)."""
+
+    num_rounds: int
+    planned_rounds: int | None
+    status: str
+    train_loss: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    best_loss: tuple[float, int] | None
+    best_accuracy: tuple[float, int] | None
+    bytes_up: float
+    bytes_down: float
+    seconds: float | None
+    num_failures: int
+
+
+def summary(run: Run) -> Summary:
+    """The headline numbers; "final" ones are the last that were evaluated."""
+    planned = run.config.get("num_rounds")
+    return Summary(
+        num_rounds=len(run.rounds),
+        planned_rounds=planned if isinstance(planned, int) else None,
+        status=str(run.manifest.get("exit", "unknown")),
+        train_loss=_last(run, "train_loss"),
+        test_loss=_last(run, "test_loss"),
+        test_accuracy=_last(run, "test_accuracy"),
+        best_loss=_best(run, "test_loss", min),
+        best_accuracy=_best(run, "test_accuracy", max),
+        bytes_up=sum(record["bytes_up"] or 0 for record in run.rounds),
+        bytes_down=sum(record["bytes_down"] or 0 for record in run.rounds),
+        seconds=_seconds(run),
+        num_failures=sum(len(record.get("failures") or []) for record in run.rounds),
+    )
+
+
+def _values(run: Run, key: str) -> list[tuple[float, int]]:
+    return [(record[key], record["round"]) for record in run.rounds if record[key] is not None]
+
+
+def _last(run: Run, key: str) -> float | None:
+    values = _values(run, key)
+    return values[-1][0] if values else None
+
+
+def _best(run: Run, key: str, choose: Any) -> tuple[float, int] | None:
+    return choose(_values(run, key), key=lambda pair: pair[0], default=None)
+
+
+def _seconds(run: Run) -> float | None:
+    spent = [record.get("round_seconds") for record in run.timing]
+    known = [float(seconds) for seconds in spent if isinstance(seconds, int | float)]
+    if known:
+        return math.fsum(known)
+    try:
+        ends = [datetime.fromisoformat(str(run.manifest[key])) for key in ("started", "finished")]
+        return (ends[1] - ends[0]).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def seconds_of_parts(run: Run) -> dict[str, float]:
+    """Where the time of the rounds went: part -> seconds in total, "other" for what no part accounts for."""
+    parts = {}
+    for part in TIMING_PARTS:
+        spent = [record.get(f"{part}_seconds") for record in run.timing]
+        parts[part] = math.fsum(float(s) for s in spent if isinstance(s, int | float))
+    total = _seconds(run) if run.timing else None
+    parts["other"] = max((total or 0.0) - math.fsum(parts.values()), 0.0)
+    return parts if total else {}
+
+
+def shard_sizes(run: Run) -> np.ndarray | None:
+    """Training examples of each client (clients,), or None where the run does not say."""
+    if run.partition is None:
+        return None
+    counts = run.partition.get("counts")
+    if counts is None:
+        return np.asarray(run.partition["sizes"], dtype=np.int64)
+    return np.asarray([sum(row) for row in counts], dtype=np.int64)
+
+
+def partition_words(run: Run) -> str:
+    """Sizes of the shards, and how mixed they are, in one or two sentences."""
+    sizes = shard_sizes(run)
+    if sizes is None or not sizes.size:
+        return ""
+    held = sizes[sizes > 0]
+    if not held.size:
+        return "No client holds an example."
+    words = (
+        f"A client holds {held.min():,} to {held.max():,} examples, {np.median(held):,.0f} in the middle"
+        f" (mean {held.mean():,.1f})."
+    )
+    empty = int((sizes == 0).sum())
+    if empty:
+        words += f" {empty:,} client{'' if empty == 1 else 's'} hold{'s' if empty == 1 else ''} none."
+    assert run.partition is not None
+    if "counts" in run.partition and len(run.partition["counts"][0]) > 1:
+        shares = np.asarray(run.partition["counts"], dtype=float)[sizes > 0] / held[:, None]
+        classes = (shares > 0).sum(1)
+        words += (
+            f" On average {shares.max(1).mean():.0%} of a shard come from its largest class;"
+            f" a shard has {classes.mean():.1f} of {shares.shape[1]} classes."
+        )
+    return words
+
+
+def failure_counts(run: Run) -> list[tuple[str, int]]:
+    """(reason, how often), most frequent first."""
+    reasons = (str(f.get("reason", "unknown")) for r in run.rounds for f in r.get("failures") or [])
+    return Counter(reasons).most_common()
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """
+    >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7])
+    '▁▂▃▄▅▆▇█'
+    """
+    if not values:
+        return ""
+    picked = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
+    picked = list(values) if len(values) <= width else picked
+    low, high = min(picked), max(picked)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low)) if high > low else 3] for v in picked)

@@ -1,0 +1,305 @@
+"""One run as one HTML page: text, tables and inline pictures, nothing from the network, no script."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from fedscale_local import plots
+from fedscale_local.reports import facts
+from fedscale_local.reports.style import CSS
+from fedscale_local.run_dir import Run
+
+SHOWN_ROUNDS = 1000  # rows of the table; the download has all
+SHOWN_FAILURES = 100
+# The page may load nothing and run nothing, whatever a name or a reason in it contains.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+PART_COLOURS = {
+    "clients": "blue",
+    "evaluate": "green",
+    "aggregate": "purple",
+    "configure": "orange",
+    "other": "muted",
+}
+
+
+def page(run: Run) -> str:
+    """The whole report of one run; the same run gives the same text."""
+    title = f"{facts.method_name(run)} on {run.config.get('data', {}).get('name', 'data')}"
+    sections = (
+        _head(run, title),
+        _curves(run),
+        _preconditioner(run),
+        _partition(run),
+        _time(run),
+        _failures(run),
+        _rounds(run),
+        _config(run),
+        _manifest(run),
+    )
+    version = escape(str(run.manifest.get("fedscale_local", "")))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
+<meta name="generator" content="fedscale-local {version}">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<main>
+{"".join(sections)}
+<footer>Written by fedscale-local {version} from {escape(run.path.name)}.
+This file is complete in itself.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _head(run: Run, title: str) -> str:
+    numbers = facts.summary(run)
+    status = numbers.status.split(":")[0]
+    kind = status if status in ("done", "running", "interrupted", "failed") else "running"
+    of = f" of {numbers.planned_rounds}" if numbers.planned_rounds else ""
+    started = str(run.manifest.get("started") or "")[:16].replace("T", " ")
+    facts_line = [
+        f"{numbers.num_rounds}{of} rounds",
+        facts.engine_words(run),
+        f"seed {run.manifest.get('seed', '?')}",
+    ]
+    eyebrow = " · ".join(filter(None, [*facts_line, started]))
+    notes = [*run.notes, *filter(None, [run.manifest.get("data_note")])]
+    if kind in ("failed", "interrupted"):
+        notes.insert(0, f"This run ended early ({numbers.status}).")
+    if not run.rounds:
+        notes.insert(0, "No round has finished yet.")
+    return f"""<header>
+<div class="eyebrow"><b class="badge {kind}">{escape(status)}</b><span>{escape(eyebrow)}</span></div>
+<h1>{escape(title)}</h1>
+<p class="lead">{escape(facts.method_words(run))}</p>
+<p class="muted">{escape(facts.data_words(run))}; {escape(facts.clients_words(run))}.</p>
+{"".join(f'<p class="note">{escape(str(note))}</p>' for note in notes)}
+<div class="tiles">{"".join(_tiles(numbers))}</div>
+</header>
+"""
+
+
+def _tiles(numbers: facts.Summary) -> Iterable[str]:
+    if numbers.test_accuracy is not None and numbers.best_accuracy is not None:
+        value, when = numbers.best_accuracy
+        best = f"best {facts.percent_text(value)} in round {when}"
+        yield _tile("Test accuracy", facts.percent_text(numbers.test_accuracy), best, main=True)
+    if numbers.test_loss is not None and numbers.best_loss is not None:
+        value, when = numbers.best_loss
+        best = f"best {facts.loss_text(value)} in round {when}"
+        yield _tile("Test loss", facts.loss_text(numbers.test_loss), best, main=numbers.test_accuracy is None)
+    if numbers.train_loss is not None:
+        yield _tile("Training loss", facts.loss_text(numbers.train_loss), "last round, clients' mean")
+    both = f"{facts.bytes_text(numbers.bytes_up)} up, {facts.bytes_text(numbers.bytes_down)} down"
+    yield _tile("Sent", facts.bytes_text(numbers.bytes_up + numbers.bytes_down), both)
+    if numbers.seconds is not None:
+        pace = f"{numbers.num_rounds / numbers.seconds:.3g} rounds a second" if numbers.seconds > 0 else ""
+        yield _tile("Time", facts.seconds_text(numbers.seconds), pace)
+    if numbers.num_failures:
+        yield _tile("Failed replies", f"{numbers.num_failures:,}", "left out, listed below")
+
+
+def _tile(name: str, value: str, below: str, main: bool = False) -> str:
+    inside = f"<span>{escape(name)}</span><strong>{escape(value)}</strong><span>{escape(below)}</span>"
+    return f'<div class="tile{" main" if main else ""}">{inside}</div>'
+
+
+def _figure(name: str, caption: str, figure: Figure | None, wide: bool = False) -> str:
+    if figure is None:
+        return ""
+    picture = plots.svg(figure, name, caption)
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}><figcaption>{escape(caption)}</figcaption><div>{picture}</div></figure>\n"
+
+
+def _curves(run: Run) -> str:
+    figures = [
+        _figure("accuracy-rounds", "Accuracy by round", plots.accuracy_figure(run.rounds)),
+        _figure("loss-rounds", "Loss by round", plots.loss_figure(run.rounds)),
+        _figure("accuracy-bytes", "Accuracy by bytes sent", plots.accuracy_figure(run.rounds, "bytes")),
+        _figure("loss-bytes", "Loss by bytes sent", plots.loss_figure(run.rounds, "bytes")),
+    ]
+    return _section("Progress", f'<div class="figures">{"".join(figures)}</div>') if any(figures) else ""
+
+
+def _preconditioner(run: Run) -> str:
+    found = plots.preconditioner_figures(run.rounds)
+    if not found:
+        return ""
+    figures = "".join(_figure(f"d-{i}", caption, figure) for i, (caption, figure) in enumerate(found))
+    words = "How the diagonal that scales the local steps developed, after its floor was applied."
+    return _section("Preconditioner", f'<p class="muted">{words}</p><div class="figures">{figures}</div>')
+
+
+def _partition(run: Run) -> str:
+    if run.partition is None:
+        return ""
+    names = run.partition.get("classes") or ()
+    figure = plots.partition_figure(run.partition.get("counts"), names, sizes=run.partition.get("sizes"))
+    words = f'<p class="muted">{escape(facts.partition_words(run))}</p>'
+    return _section(
+        "Who holds what", words + _figure("partition", "Training examples by client", figure, wide=True)
+    )
+
+
+def _time(run: Run) -> str:
+    parts = facts.seconds_of_parts(run)
+    total = sum(parts.values())
+    if not total:
+        return ""
+    shares = {part: parts[part] / total for part in PART_COLOURS if parts[part] >= 0.002 * total}
+    bar, key = "", ""
+    for part, share in shares.items():
+        paint = f"background:var(--{PART_COLOURS[part]})"
+        bar += f'<i style="flex:{100 * share:.4g};{paint}"></i>'
+        key += f'<span><i style="{paint}"></i>{part} {facts.seconds_text(parts[part])} ({share:.0%})</span>'
+    inside = f'<div class="card"><div class="bar">{bar}</div><div class="key">{key}</div></div>'
+    return _section("Where the time went", inside)
+
+
+def _failures(run: Run) -> str:
+    counts = facts.failure_counts(run)
+    if not counts:
+        return ""
+    each = [
+        (r["round"], f.get("client"), f.get("reason")) for r in run.rounds for f in r.get("failures") or []
+    ]
+    rows = [
+        (when, "-" if client is None else client, reason) for when, client, reason in each[:SHOWN_FAILURES]
+    ]
+    more = f" The list below shows the first {SHOWN_FAILURES}." if len(each) > SHOWN_FAILURES else ""
+    words = f'<p class="muted">A failed reply was left out of its round, the run went on.{more}</p>'
+    reasons = _table(("times", "reason"), [(n, reason) for reason, n in counts[:20]], "words")
+    listed = _fold(f"Round by round ({len(each):,})", _table(("round", "client", "reason"), rows, "words"))
+    return _section("Failures", f'{words}<div class="card scroll">{reasons}</div>{listed}')
+
+
+def _rounds(run: Run) -> str:
+    if not run.rounds:
+        return ""
+    text = rounds_csv(run)
+    uri = "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode("utf-8")).decode("ascii")
+    link = (
+        f'<a class="download" download="{escape(run.path.name)}-rounds.csv" href="{uri}">Download as CSV</a>'
+    )
+    header, *rows = list(csv.reader(io.StringIO(text)))
+    kept = [i for i, name in enumerate(header) if name not in ("clients", "failures")]
+    shown = [[_cell(row[i]) for i in kept] for row in rows[-SHOWN_ROUNDS:]]
+    words = (
+        f"<p>The last {SHOWN_ROUNDS} of {len(rows):,}; the download has all.</p>"
+        if len(rows) > SHOWN_ROUNDS
+        else ""
+    )
+    table = _table([header[i].replace("_", " ") for i in kept], shown)
+    return _section(
+        "Records", _fold(f"All rounds ({len(rows):,})", f'{link}{words}<div class="scroll">{table}</div>')
+    )
+
+
+def _cell(text: str) -> str:
+    """A number of the table, short enough to compare by eye."""
+    if text.lstrip("-").isdigit():
+        return f"{int(text):,}"
+    try:
+        return f"{float(text):.5g}"
+    except ValueError:
+        return text
+
+
+def rounds_csv(run: Run) -> str:
+    """Every round as CSV: what was recorded, and the seconds it took; empty where there is no value.
+
+    Sampled clients are joined by spaces; a failure reads "client 3: reason". No cell begins like a formula.
+    """
+    seconds = {record.get("round"): record.get("round_seconds") for record in run.timing}
+    keys = list(dict.fromkeys(key for record in run.rounds for key in record if _is_column(key)))
+    first = [
+        k
+        for k in ("round", "clients", "train_loss", "test_loss", "test_accuracy", "bytes_up", "bytes_down")
+        if k in keys
+    ]
+    keys = [*first, *(key for key in keys if key not in first)]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*keys, "num_clients", "num_failures", "round_seconds"])
+    for record in run.rounds:
+        clients, failures = record.get("clients") or [], record.get("failures") or []
+        values = {
+            **record,
+            "clients": " ".join(map(str, clients)),
+            "failures": "; ".join(map(_failure, failures)),
+        }
+        tail = [len(clients), len(failures), seconds.get(record["round"])]
+        writer.writerow([_plain(values.get(key)) for key in keys] + [_plain(value) for value in tail])
+    return stream.getvalue()
+
+
+def _is_column(key: str) -> bool:
+    return bool(key) and (key[0].isalnum() or key[0] == "_")
+
+
+def _failure(failure: dict[str, Any]) -> str:
+    client = failure.get("client")
+    return f"client {'unknown' if client is None else client}: {failure.get('reason', 'unknown')}"
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _config(run: Run) -> str:
+    text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return _fold("Configuration", f"<pre>{escape(text)}</pre>")
+
+
+def _manifest(run: Run) -> str:
+    rows = [(key, value) for key, value in _flat(run.manifest)]
+    return _fold("Manifest: versions, hardware, engine", f'<div class="scroll">{_facts(rows)}</div>')
+
+
+def _flat(mapping: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value not in (None, ""):
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
+    return f'<table class="facts words">{body}</table>'
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
+    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _fold(title: str, inside: str) -> str:
+    return f'<details class="card"><summary>{escape(title)}</summary>{inside}</details>\n'
+
+
+def _section(title: str, inside: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{inside}\n</section>\n"
