@@ -28,7 +28,7 @@ define install
 endef
 
 demo: $(DEMO)/installed
-	$(DEMO)/bin/fedscale-local run +experiment=quickstart run_dir=$(RUN_DIR)
+	$(DEMO)/bin/fedscale-local run experiment=quickstart run_dir=$(RUN_DIR)
 	@test -s $(RUN_DIR)/report.html && echo "report: $(RUN_DIR)/report.html"
 
 test: $(TEST)/installed

@@ -6,6 +6,7 @@ Each rule is checked over every import statement, those inside functions include
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -129,7 +130,7 @@ def test_private_names_of_flower_are_in_the_adapter_alone() -> None:
         of_flower = {i for i in IMPORTS[name] if within(i, "flwr") and i != "flwr"}
         private = {i for i in of_flower if not any(within(i, public) for public in FLOWER_PUBLIC)}
         assert not private, f"{name} imports {sorted(private)}"
-        assert "_message_id" not in SOURCES[name].read_text(encoding="utf-8"), name
+        assert not re.search(r"""[."']_message_id""", SOURCES[name].read_text(encoding="utf-8")), name
 
 
 def test_torchvision_is_imported_by_its_one_module_alone() -> None:
