@@ -16,35 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from fedscale_local import config_checks, config_messages
+from fedscale_local.config_base import Count, Decay, Flag, NonNegative, Positive, Section, Share, Size, Widths
+from fedscale_local.config_engines import EngineConfig, SuperLink
 from fedscale_local.config_messages import Is
 from fedscale_local.errors import ConfigError, RunDirError
-
-_COUNT = Is("a whole number", "1 or more")
-_SIZE = Is("a number", "0 or more")
-_ABOVE = Is("a number", "more than 0")
-_DECAY = Is("a number", "0 or more, below 1")
-
-Count = Annotated[int, Field(ge=1), _COUNT]
-NonNegative = Annotated[int, Field(ge=0), Is("a whole number", "0 or more")]
-Positive = Annotated[float, Field(gt=0), _ABOVE]
-Size = Annotated[float, Field(ge=0), _SIZE]
-Decay = Annotated[float, Field(ge=0, lt=1), _DECAY]
-Share = Annotated[float, Field(ge=0, le=1), Is("a number", "0 or more, at most 1")]
-Flag = Annotated[bool, Is("true or false")]
-Widths = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...],
-    Field(strict=False),
-    Is("a list of whole numbers, each 1 or more, like [128]"),
-]
-
-
-class Section(BaseModel):
-    """One group of keys: frozen, no other keys, no silent conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Client(Section):
@@ -98,7 +76,7 @@ class Target(Section):
     model_config = ConfigDict(extra="allow")
     target: Annotated[
         str,
-        Field(alias="_target_", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"),
+        Field(alias="_target_", pattern=r"^[A-Za-z_]\w*([.:][A-Za-z_]\w*)+$"),
         Is("an import path like package.module.Name"),
     ]
 
@@ -253,16 +231,6 @@ class CustomModel(Target):
     name: Literal["custom"]
 
 
-class Engine(Section):
-    """Where and how the clients' work is done."""
-
-    name: Literal["in_process"]
-    mode: Literal["auto", "looped", "stacked"]
-    workers: Annotated[
-        Annotated[int, Field(ge=1)] | Literal["auto"], Is("a whole number", "1 or more, or auto")
-    ]
-
-
 class Tracking(Section):
     """What is told beside the run directory, which is always written."""
 
@@ -317,7 +285,8 @@ class Config(Section):
     data: DataConfig
     partition: PartitionConfig
     model: ModelConfig
-    engine: Engine
+    engine: EngineConfig
+    superlink: SuperLink
     tracking: Tracking
 
 

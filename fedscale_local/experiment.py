@@ -110,7 +110,7 @@ def _match(experiment: Experiment) -> None:
             f"only {eligible} of {len(experiment.partition)} clients have enough examples for a batch",
             "lower clients_per_round, or give the clients more data through partition or num_clients",
         )
-    if config.engine.mode == "stacked" and not task.is_stackable:
+    if getattr(config.engine, "mode", "auto") == "stacked" and not task.is_stackable:
         raise ConfigError(
             "engine.mode=stacked",
             "the model has running statistics or dropout, which a stack of clients cannot keep apart",
