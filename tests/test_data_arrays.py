@@ -41,7 +41,7 @@ def test_float64_comes_through_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int8, np.uint8, np.int64, bool])
 def test_other_numbers_become_float32(tmp_path: Path, dtype: type) -> None:
-    x = (X * 10).clip(0).astype(dtype)
+    x: np.ndarray = (X * 10).clip(0).astype(dtype)
     dataset = read(saved(tmp_path, x=x, y=Y.astype(np.uint8)))
     assert dataset.x.dtype == torch.float32 and np.array_equal(dataset.x.numpy(), x.astype(np.float32))
     assert dataset.y.dtype == torch.int64

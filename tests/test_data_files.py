@@ -190,3 +190,14 @@ def test_parquet_that_is_none_or_lacks_columns(tmp_path: Path, shared_data: Path
         load(config("hapt", tmp_path), 0)
     with pytest.raises(DataError, match=r"expected columns .*'signal'.*, found .*; give it the columns"):
         load(config("hapt", shared_data / "heart_disease"), 0)
+
+
+def test_parquet_of_pictures_that_are_none(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("train", "test"):
+        images = pa.array([{"bytes": b"not a picture", "path": "0.jpg"}])
+        pq.write_table(pa.table({"img": images, "label": [0]}), tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"train.parquet row 0: expected a 32x32 image"):
+        load(config("cifar10", tmp_path), 0)

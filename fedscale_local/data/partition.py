@@ -6,6 +6,7 @@ disjoint; all are complete (every example has an owner) but ``natural`` with few
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,9 @@ class Partition:
         if not 0 <= client < len(self):
             raise IndexError(f"client {client} of {len(self)}")
         return self.order[self.offsets[client] : self.offsets[client + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[client] for client in range(len(self)))
 
     @property
     def sizes(self) -> np.ndarray:
