@@ -132,15 +132,17 @@ def test_no_thread_is_left_however_the_run_ends(tmp_path: Path, terminal: bool) 
     assert "1/9" in readable(stream.getvalue())  # what was reached is shown all the same
 
 
-def test_a_resumed_run_counts_what_is_there_but_says_it_once_only(tmp_path: Path) -> None:
+def test_a_resumed_run_is_followed_back_to_its_checkpoint(tmp_path: Path) -> None:
     records, stream = run_dirs.rounds(6), Stream()
     for record in records[:4]:
         append(tmp_path, record)
     with follow(tmp_path, 6, console=plain(stream), line_seconds=0):
         # A resumed run drops the rounds after its checkpoint, then repeats them.
         (tmp_path / "rounds.jsonl").write_text("".join(map(run_dirs.line, records[:2])))
-        time.sleep(0.3)
-        for record in records[2:]:
+        stream.until(lambda text: "round 2/6" in text)
+        append(tmp_path, records[2])
+        stream.until(lambda text: "round 3/6" in text)
+        for record in records[3:]:
             append(tmp_path, record)
     last = stream.getvalue().splitlines()[-1]
     assert (

@@ -20,12 +20,16 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no Chromium: the report is not looked at in a browser"
 )
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=2000"]
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
+    "--disable-background-networking --disable-component-update --disable-sync --enable-logging=stderr "
+    "--virtual-time-budget=2000"
+)
 
 
 def browse(home: Path, page: Path, *arguments: str) -> tuple[str, str]:
     """(stdout, what the console of the page said)."""
-    command = [str(BROWSER), *QUIET, f"--user-data-dir={home}", *arguments, page.as_uri()]
+    command = [str(BROWSER), *QUIET.split(), f"--user-data-dir={home}", *arguments, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
