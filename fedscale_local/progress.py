@@ -28,6 +28,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from fedscale_local.reports.facts import bytes_text
+
 POLL_SECONDS = 0.2
 
 
@@ -135,11 +137,7 @@ def words(state: _State) -> list[str]:
             small = key != "test_accuracy" and value != 0 and not 1e-3 <= abs(value) < 1e5
             number = f"{value:.3e}" if small else form.format(value)
             shown.append(f"{name} {number}" + (f" (round {when})" if when != state.round else ""))
-    power = 0
-    size = state.bytes
-    while size >= 999.5 and power < 4:
-        size, power = size / 1000, power + 1
-    shown.append(f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}")
+    shown.append(bytes_text(state.bytes))
     return shown
 
 
