@@ -28,9 +28,7 @@ Runner = Callable[[Train, Experiment, Sequence[Sequence[Order]]], list[list[Outc
 app = ClientApp()
 
 
-def run_here(
-    train: Train, experiment: Experiment, cohorts: Sequence[Sequence[Order]]
-) -> list[list[Outcome]]:
+def run_here(train: Train, experiment: Experiment, cohorts: Sequence[Sequence[Order]]) -> list[list[Outcome]]:
     """All cohorts in this process, one after the other."""
     return [train(experiment, cohort) for cohort in cohorts]
 
@@ -61,8 +59,18 @@ def cohort(
 
 @app.train()
 def answer(message: Message, context: Context) -> Message:
-    """One client's round."""
-    return cohort([message], [context])[0]
+    """One client's round; whatever goes wrong is a reply, for a node that gets none waits for ever."""
+    torch.set_num_threads(1)  # more would change the order of sums
+    try:
+        return cohort([message], [context])[0]
+    except Exception as error:
+        return adapter.error_reply(f"{type(error).__name__}: {error}", message)
+
+
+@app.query()
+def which(message: Message, context: Context) -> Message:
+    """Which client this node serves."""
+    return adapter.partition_reply(message, context)
 
 
 app.cohort = cohort  # type: ignore[attr-defined]
@@ -138,7 +146,7 @@ def _global_preconditioner(
         return memory, scaling.d_hat(memory)
     kept = _vector(context.state.array_records, adapter.PRECONDITIONER, size, task.dtype)
     if kept is None or _clock(context) != instructions["clock"]:
-        raise ValueError(f"no preconditioner of clock {instructions['clock']} is kept here")
+        raise ValueError(f"no preconditioner of clock {instructions['clock']!r} is kept here")
     return None, kept
 
 

@@ -164,7 +164,8 @@ def _stream(
     for step in range(len(parts[0])):
         active = [i for i, own in enumerate(parts) if len(own) > step]
         yield oracle.batch(
-            [parts[i][step] for i in active], [noise[step] for i in active if (noise := noises[i]) is not None]
+            [parts[i][step] for i in active],
+            [noise[step] for i in active if (noise := noises[i]) is not None],
         )
 
 

@@ -12,6 +12,7 @@ The displacement statistic needs no measurement: see server_step.displacement.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,14 +21,18 @@ from torch import Tensor
 from fedscale_local.vector import Layout
 
 
-class Batch(Protocol):
-    """One mini-batch of one client or of a stack, as an oracle understands it.
+@dataclass(frozen=True)
+class Batch:
+    """A mini-batch: x (B, ...) and y (B, ...) of one client, or with a leading axis for the clients of a stack."""
 
-    `rows` selects the clients of the stack that take part in this step (... for one client).
-    """
-
-    @property
-    def rows(self) -> Any: ...
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None = None
+    """(clients, B): 1 for an example, 0 for padding; None where nothing is padded."""
+    noise: Tensor | None = None
+    """As y: the draws that turn outputs into sampled labels, for the Gauss-Newton statistic."""
+    rows: Any = ...
+    """The clients of the stack that take part: ... or a slice."""
 
 
 class Oracle(Protocol):

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 import fedscale_local
-from fedscale_local.config import Config, to_container
+from fedscale_local.config import to_container
 from fedscale_local.data.partition import counts
 from fedscale_local.errors import RunDirError
 
@@ -57,7 +57,8 @@ def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> 
     config = experiment.config
     manifest = {
         "fedscale_local": fedscale_local.__version__,
-        "versions": {name: metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
         "commit": _commit(),
         "hardware": {
             "machine": platform.machine(),

@@ -44,7 +44,7 @@ def _accumulate(clock: Clock, beta: float) -> tuple[float, float]:
 
 def _decay(clock: Clock, beta: float) -> tuple[float | Tensor, float | Tensor]:
     """beta_t = 0 at t = 0, then beta: the first statistic replaces whatever stood there."""
-    keep = beta * (clock > 0)
+    keep = beta * clock.clamp(max=1) if isinstance(clock, Tensor) else beta * min(clock, 1)
     return keep, 1.0 - keep
 
 

@@ -8,7 +8,6 @@ sense of curvature.py and agree but for the rounding of other kernels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,26 +19,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import pad_sequence
 
 from fedscale_local.client_step import LocalResult
+from fedscale_local.curvature import Batch
 from fedscale_local.data.dataset import Dataset, inputs
 from fedscale_local.scaling import Memory
 from fedscale_local.vector import Layout
 
 RESIDENT_BYTES = 256 * 2**20
 """Up to this size a training set is kept as the model sees it, and not turned from bytes at every step."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A mini-batch: x (B, ...) and y (B, ...) of one client, or with a leading axis for the clients of a stack."""
-
-    x: Tensor
-    y: Tensor
-    mask: Tensor | None = None
-    """(clients, B): 1 for an example, 0 for padding; None where nothing is padded."""
-    noise: Tensor | None = None
-    """As y: the draws that turn outputs into sampled labels, for the Gauss-Newton statistic."""
-    rows: Any = ...
-    """The clients of the stack that take part: ... or a slice."""
 
 
 def losses(kind: str, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +74,9 @@ class Task:
     losses are without it.
     """
 
-    def __init__(self, module: nn.Module, dataset: Dataset, dtype: torch.dtype, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, module: nn.Module, dataset: Dataset, dtype: torch.dtype, weight_decay: float = 0.0
+    ) -> None:
         self.module = module.to(dtype)
         self.dataset, self.dtype, self.weight_decay = dataset, dtype, weight_decay
         self.layout = Layout.of((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
@@ -193,7 +181,9 @@ class Looped:
     def buffers(self) -> Tensor:
         """The module's floating-point buffers as they are now."""
         layout = self.task.buffer_layout
-        return layout.join(dict(self.task.module.named_buffers())) if layout.names else self.task.initial_buffers
+        return (
+            layout.join(dict(self.task.module.named_buffers())) if layout.names else self.task.initial_buffers
+        )
 
     def gather(self, vectors: Sequence[Tensor]) -> Tensor:
         (vector,) = vectors
@@ -312,7 +302,9 @@ class Stacked:
         """The stack's own copy of x (clients, d)."""
         return x.clone(memory_format=torch.contiguous_format)
 
-    def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, dims: tuple[int | None, ...] = ()) -> Any:
+    def _map(
+        self, function: Any, v: Tensor, batch: Batch, *more: Tensor, dims: tuple[int | None, ...] = ()
+    ) -> Any:
         in_dims = (0, 0, 0, None if batch.mask is None else 0, *dims)
         return torch.func.vmap(function, in_dims=in_dims)(v, batch.x, batch.y, batch.mask, *more)
 

@@ -54,7 +54,7 @@ class Layout:
     def join(self, named: Mapping[str, Tensor]) -> Tensor:
         """The flat vector (..., d) of named tensors, each (..., *shape)."""
         parts = [
-            named[name].reshape(named[name].shape[: named[name].dim() - len(shape)] + (-1,))
+            named[name].flatten(named[name].dim() - len(shape)) if shape else named[name].unsqueeze(-1)
             for name, shape in zip(self.names, self.shapes, strict=True)
         ]
         return torch.cat(parts, dim=-1)

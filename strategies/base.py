@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedscale_local import flower_adapter as adapter
+from fedscale_local.config import Strategy as Method
 from fedscale_local.experiment import Experiment
 from fedscale_local.randomness import generator
 from fedscale_local.server_step import client_weights, weighted_sum
@@ -39,8 +40,8 @@ class FederatedStrategy(Strategy):
     first_round = 1
     """0 for a method that wants a probe before the first round."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    def __init__(self, experiment: Experiment, method: Method) -> None:
+        self.experiment, self.method = experiment, method
         self.task = experiment.task
         self.nodes: dict[int, int] = {}
         self.momentum: Tensor | None = None
@@ -94,7 +95,7 @@ class FederatedStrategy(Strategy):
         if not unpacked:
             return None, None
         counts = [int(reply.metrics[adapter.NUM_EXAMPLES]) for reply in unpacked]  # type: ignore[arg-type]
-        weights = client_weights(counts, self.experiment.config.strategy.weighting)
+        weights = client_weights(counts, self.method.weighting)
         params, diagnostics = self.update(server_round, unpacked, weights)
         if all(adapter.MOMENTUM in reply.extra for reply in unpacked):
             self.momentum = weighted_sum((reply.extra[adapter.MOMENTUM] for reply in unpacked), weights)

@@ -1,6 +1,6 @@
 """FedAvg, which with local steps is Local SGD (McMahan et al. 2017, Algorithm 1).
 
-    x <- sum_m w_m v_m
+x <- sum_m w_m v_m
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ paper leaves one are in docs/explanation-algorithm.md).
                       x <- sum_m w_m v_m;  D <- refresh(D, combine(h_m));  D-hat <- floor(D)
 
 In local scope each client keeps a D of its own and D never travels, except that preconditioned mixing needs the
-clients' D-hat_m. With the displacement statistic, or a D that is refreshed seldom, a client that has what it needs is
-sent nothing but x.
+clients' D-hat_m. With the displacement statistic, or a D that is refreshed seldom, a client that has what it needs
+is sent nothing but x.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import server_step
+from fedscale_local.config import Strategy as Method
 from fedscale_local.curvature import SIGNED
 from fedscale_local.experiment import Experiment
 from strategies.base import FederatedStrategy, Reply
@@ -25,8 +26,8 @@ from strategies.base import FederatedStrategy, Reply
 class Savic(FederatedStrategy):
     """The scaled local method, in all scopes and mixings."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
+    def __init__(self, experiment: Experiment, method: Method) -> None:
+        super().__init__(experiment, method)
         self.config = experiment.config.scaling
         self.scaling = experiment.scaling
         self.is_global = self.config.scope == "global" and not self.scaling.is_identity
@@ -37,11 +38,11 @@ class Savic(FederatedStrategy):
         self.held: dict[int, int] = {}
         """Which clock of D each client has; it answered in the round in which it got that one."""
         self.derivable: set[int] = set()
-        """Clients that can refresh D themselves from the last round's displacement, and so need not be sent it."""
+        """Clients that can refresh D themselves from the last round's displacement, and need not be sent it."""
         self.mean_steps = 0.0
 
     def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
-        instructions = ConfigRecord({"mix": self.experiment.config.strategy.mixing == "preconditioned"})
+        instructions = ConfigRecord({"mix": self.method.mixing == "preconditioned"})
         if not self.is_global:
             return {}, instructions
         is_displacement = self.config.statistic == "displacement"
@@ -88,8 +89,9 @@ class Savic(FederatedStrategy):
 
     def _average(self, replies: list[Reply], weights: list[float]) -> Tensor:
         params = [reply.params for reply in replies]
-        if self.experiment.config.strategy.mixing == "preconditioned" and not self.scaling.is_identity:
-            return server_step.mix(params, [reply.extra[adapter.PRECONDITIONER] for reply in replies], weights)
+        if self.method.mixing == "preconditioned" and not self.scaling.is_identity:
+            d_hats = [reply.extra[adapter.PRECONDITIONER] for reply in replies]
+            return server_step.mix(params, d_hats, weights)
         return server_step.weighted_sum(params, weights)
 
     def _is_due(self, round: int) -> bool:

@@ -26,7 +26,7 @@ def make_strategy(experiment: Experiment) -> Strategy:
     if isinstance(config, FlowerStrategy):
         strategy: Strategy = instantiate(config.target, config.arguments, "strategy")
         return strategy
-    return STRATEGIES[config.name](experiment)
+    return STRATEGIES[config.name](experiment, config)
 
 
 @app.main()

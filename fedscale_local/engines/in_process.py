@@ -21,10 +21,7 @@ from fedscale_local.dense import layers
 from fedscale_local.engines.workers import Work, Workers
 from fedscale_local.errors import ClientError
 from fedscale_local.experiment import Experiment
-
-FIRST_NODE = 2
-"""Node ids follow the client indices from here; Flower keeps 1 for the server."""
-
+from fedscale_local.flower_adapter import FIRST_NODE
 
 class InProcessGrid(Grid):
     """Delivers messages by calling the ClientApp; contexts exist only for clients that were called."""
@@ -124,32 +121,7 @@ STACK_NUMBERS = 500_000
 """Parameters of all clients of a stack together."""
 
 
-def run(self) -> Any:
-        return adapter.empty_run()
-
-
-def choose(experiment: Experiment) -> dict[str, Any]:
-    """Mode and stack size. A rule on the model and not a measurement, so that equal configs give equal bits.
-
-    Stacking pays where dispatch dominates arithmetic, that is for small models; see docs/explanation-engines.md.
-    """
-    task, mode = experiment.task, experiment.config.engine.mode
-    size = task.layout.size
-    if mode == "auto":
-        mode = "stacked" if task.is_stackable and size <= SMALL_MODEL else "looped"
-    stack_size = max(2, min(64, 2_000_000 // size)) if mode == "stacked" else 1
-    workers = experiment.config.engine.workers
-    workers = len(os.sched_getaffinity(0)) if workers == "auto" else workers
-    return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
-
-
-SMALL_MODEL = 20_000
-"""Parameters up to which a stack was faster than a loop on two cores (docs/explanation-engines.md)."""
-
-
-def run(
-    experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp
-) -> None:
+def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:
     """All rounds, each process on one thread: more threads would change the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

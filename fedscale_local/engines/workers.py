@@ -48,7 +48,7 @@ def _receive(connection: Connection) -> Any:
     buffers = []
     for size in sizes:
         part = np.empty(size, dtype=np.uint8)
-        connection.recv_bytes_into(part)  # type: ignore[arg-type]
+        connection.recv_bytes_into(part)
         buffers.append(part)
     return pickle.loads(body, buffers=buffers)
 
@@ -68,9 +68,7 @@ class Workers:
         there.close()
         return process, here
 
-    def map(
-        self, items: Sequence[Any], costs: Sequence[float], died: Callable[[Any, str], Any]
-    ) -> list[Any]:
+    def map(self, items: Sequence[Any], costs: Sequence[float], died: Callable[[Any, str], Any]) -> list[Any]:
         """One result per item, in their order; `died(item, reason)` stands for those of a worker that ended."""
         shares = _divide(costs, self.count)
         for (_, connection), share in zip(self.processes, shares, strict=True):
