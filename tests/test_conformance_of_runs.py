@@ -14,6 +14,7 @@ from fedscale_local import compose, experiment
 from fedscale_local.scaling import Scaling
 
 SMALL = (
+    "engine.workers=1",
     "data=quadratic",
     "data.dimension=7",
     "data.examples=8",
