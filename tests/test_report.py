@@ -73,6 +73,13 @@ def csv_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(base64.b64decode(uri.group(1)).decode("utf-8"))))
 
 
+def shown(run_dir: Path) -> str:
+    """What the terminal shows."""
+    stream = io.StringIO()
+    reports.show(run_dir, Console(file=stream, width=240))
+    return stream.getvalue()
+
+
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dirs.usual(tmp_path_factory.mktemp("runs") / "usual")
@@ -314,6 +321,17 @@ def test_a_round_where_everything_is_null_is_drawn_without_it(tmp_path: Path) ->
     assert not re.search(r"\b(nan|inf|None)\b", Page(text).text)
 
 
+def test_a_diverged_run_does_not_pass_an_early_loss_for_its_last(tmp_path: Path) -> None:
+    records = run_dirs.rounds(5)
+    for record in records[1:]:
+        record["test_loss"] = None
+    run = run_dirs.write(tmp_path / "r", records, config=run_dirs.config(), manifest=run_dirs.manifest())
+    for text in (Page(text_of(run)).text, shown(run)):
+        assert "The test loss was not finite in 4 rounds, first in round 2." in text
+        assert f"in round 1, best {records[0]['test_loss']:.4g} in round 1" in text
+    assert "in round 5, best" not in shown(run)  # the accuracy is from the last round: no need to say so
+
+
 def test_numbers_of_any_size_are_drawn(tmp_path: Path) -> None:
     records = run_dirs.rounds(4)
     for record, value in zip(records, (1e300, 1e-300, 0.0, 5.0), strict=True):
@@ -383,18 +401,15 @@ def test_methods_in_words(tmp_path: Path) -> None:
 
 
 def test_the_terminal_shows_the_same_numbers(usual: Path) -> None:
-    stream = io.StringIO()
-    reports.show(usual, Console(file=stream, width=140))
-    shown = stream.getvalue()
+    text = shown(usual)
     numbers = facts.summary(read(usual))
-    assert f"{numbers.test_accuracy:.2%}" in shown and "60 of 60 rounds" in shown and "417 MB" in shown
-    assert "fashion_mnist_12k, " in shown and "in_process, stacked, 2 workers" in shown
+    assert numbers.test_accuracy is not None and f"{numbers.test_accuracy[0]:.2%}" in text
+    assert "60 of 60 rounds" in text and "417 MB" in text
+    assert "fashion_mnist_12k, " in text and "in_process, stacked, 2 workers" in text
 
 
 def test_the_terminal_prints_brackets_as_they_are(tmp_path: Path) -> None:
     records = run_dirs.rounds(1)
     records[0]["failures"] = [{"client": 1, "reason": "bad [red]shape[/red] [2, 3]"}]
     run = run_dirs.write(tmp_path / "[r]", records, config=run_dirs.config(), manifest=run_dirs.manifest())
-    stream = io.StringIO()
-    reports.show(run, Console(file=stream, width=200))
-    assert "bad [red]shape[/red] [2, 3]" in stream.getvalue() and "[r]" in stream.getvalue()
+    assert "bad [red]shape[/red] [2, 3]" in shown(run) and "[r]" in shown(run)

@@ -64,19 +64,14 @@ def table(run: Run) -> Table:
     add("data", facts.data_words(run))
     add("clients", facts.clients_words(run))
     add("engine", facts.engine_words(run))
-    if numbers.best_accuracy is not None:
-        value, when = numbers.best_accuracy
-        best = f"(best {facts.percent_text(value)} in round {when})"
-        add(
-            "test accuracy",
-            f"{facts.percent_text(numbers.test_accuracy)} {best} {_trace(run, 'test_accuracy')}",
-        )
-    if numbers.best_loss is not None:
-        value, when = numbers.best_loss
-        best = f"(best {facts.loss_text(value)} in round {when})"
-        add("test loss", f"{facts.loss_text(numbers.test_loss)} {best} {_trace(run, 'test_loss')}")
-    if numbers.train_loss is not None:
-        add("training loss", f"{facts.loss_text(numbers.train_loss)} {_trace(run, 'train_loss')}")
+    for name, key, final, best, form in (
+        ("test accuracy", "test_accuracy", numbers.test_accuracy, numbers.best_accuracy, facts.percent_text),
+        ("test loss", "test_loss", numbers.test_loss, numbers.best_loss, facts.loss_text),
+        ("training loss", "train_loss", numbers.train_loss, None, facts.loss_text),
+    ):
+        if final is not None:
+            where = facts.measured_words(run, final, best, form)
+            add(name, f"{form(final[0])} {f'({where}) ' if where else ''}{_trace(run, key)}")
     total, up, down = numbers.bytes_up + numbers.bytes_down, numbers.bytes_up, numbers.bytes_down
     both = f"{facts.bytes_text(up)} up, {facts.bytes_text(down)} down"
     add("sent", f"{facts.bytes_text(total)} ({both})")
@@ -85,8 +80,8 @@ def table(run: Run) -> Table:
     if numbers.num_failures:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in facts.failure_counts(run)[:5])
         add("failed replies", f"{numbers.num_failures} ({reasons})")
-    for note in [*run.notes, *filter(None, [run.manifest.get("data_note")])]:
-        add("note", str(note))
+    for note in facts.notes(run):
+        add("note", note)
     if (run.path / "report.html").exists():
         add("report", str(run.path / "report.html"))
     return grid

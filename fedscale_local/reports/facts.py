@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -58,20 +58,20 @@ def seconds_text(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def loss_text(loss: float | None) -> str:
+def loss_text(loss: float) -> str:
     """
-    >>> loss_text(0.43712), loss_text(1.5e-7), loss_text(None)
-    ('0.4371', '1.5e-07', '-')
+    >>> loss_text(0.43712), loss_text(1.5e-7)
+    ('0.4371', '1.5e-07')
     """
-    return "-" if loss is None else f"{loss:.4g}"
+    return f"{loss:.4g}"
 
 
-def percent_text(share: float | None) -> str:
+def percent_text(share: float) -> str:
     """
-    >>> percent_text(0.81234), percent_text(None)
-    ('81.23%', '-')
+    >>> percent_text(0.81234)
+    '81.23%'
     """
-    return "-" if share is None else f"{share:.2%}"
+    return f"{share:.2%}"
 
 
 # ---------------------------------------------------------------- the run in words
@@ -205,18 +205,21 @@ def engine_words(run: Run) -> str:
 # ---------------------------------------------------------------- the numbers
 
 
+Measured = tuple[float, int] | None
+
+
 @dataclass(frozen=True)
 class Summary:
-    """The numbers of one run; bytes and seconds are totals, best_* is (value, round)."""
+    """The numbers of one run; bytes and seconds are totals, a loss or an accuracy is (value, its round)."""
 
     num_rounds: int
     planned_rounds: int | None
     status: str
-    train_loss: float | None
-    test_loss: float | None
-    test_accuracy: float | None
-    best_loss: tuple[float, int] | None
-    best_accuracy: tuple[float, int] | None
+    train_loss: Measured
+    test_loss: Measured
+    test_accuracy: Measured
+    best_loss: Measured
+    best_accuracy: Measured
     bytes_up: float
     bytes_down: float
     seconds: float | None
@@ -224,7 +227,7 @@ class Summary:
 
 
 def summary(run: Run) -> Summary:
-    """The headline numbers; "final" ones are the last that were evaluated."""
+    """The headline numbers; a loss or an accuracy is the last that there is, which a diverged run has early."""
     planned = run.config.get("num_rounds")
     return Summary(
         num_rounds=len(run.rounds),
@@ -246,12 +249,12 @@ def _values(run: Run, key: str) -> list[tuple[float, int]]:
     return [(record[key], record["round"]) for record in run.rounds if record[key] is not None]
 
 
-def _last(run: Run, key: str) -> float | None:
+def _last(run: Run, key: str) -> Measured:
     values = _values(run, key)
-    return values[-1][0] if values else None
+    return values[-1] if values else None
 
 
-def _best(run: Run, key: str, choose: Any) -> tuple[float, int] | None:
+def _best(run: Run, key: str, choose: Any) -> Measured:
     return choose(_values(run, key), key=lambda pair: pair[0], default=None)
 
 
@@ -312,6 +315,31 @@ def partition_words(run: Run) -> str:
             f" a shard has {classes.mean():.1f} of {shares.shape[1]} classes."
         )
     return words
+
+
+def measured_words(run: Run, final: Measured, best: Measured, form: Callable[[float], str]) -> str:
+    """Where a number is from, if not from the last round, and the best one: "in round 8, best 0.41 in round 6"."""
+    words = []
+    if final is not None and final[1] != run.rounds[-1]["round"]:
+        words.append(f"in round {final[1]}")
+    if best is not None:
+        words.append(f"best {form(best[0])} in round {best[1]}")
+    return ", ".join(words)
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader of the numbers should know, the most important first."""
+    status = str(run.manifest.get("exit", ""))
+    found = []
+    if not run.rounds:
+        found.append("No round has finished yet.")
+    if status.split(":")[0] in ("failed", "interrupted"):
+        found.append(f"This run ended early ({status}).")
+    lost = [r["round"] for r in run.rounds if r["test_accuracy"] is not None and r["test_loss"] is None]
+    if lost:
+        rounds = f"{len(lost):,} round{'' if len(lost) == 1 else 's'}"
+        found.append(f"The test loss was not finite in {rounds}, first in round {lost[0]}.")
+    return [*found, *run.notes, *(str(note) for note in [run.manifest.get("data_note")] if note)]
 
 
 def failure_counts(run: Run) -> list[tuple[str, int]]:

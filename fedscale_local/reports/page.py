@@ -79,33 +79,28 @@ def _head(run: Run, title: str) -> str:
         f"seed {run.manifest.get('seed', '?')}",
     ]
     eyebrow = " · ".join(filter(None, [*facts_line, started]))
-    notes = [*run.notes, *filter(None, [run.manifest.get("data_note")])]
-    if kind in ("failed", "interrupted"):
-        notes.insert(0, f"This run ended early ({numbers.status}).")
-    if not run.rounds:
-        notes.insert(0, "No round has finished yet.")
     return f"""<header>
 <div class="eyebrow"><b class="badge {kind}">{escape(status)}</b><span>{escape(eyebrow)}</span></div>
 <h1>{escape(title)}</h1>
 <p class="lead">{escape(facts.method_words(run))}</p>
 <p class="muted">{escape(facts.data_words(run))}; {escape(facts.clients_words(run))}.</p>
-{"".join(f'<p class="note">{escape(str(note))}</p>' for note in notes)}
-<div class="tiles">{"".join(_tiles(numbers))}</div>
+{"".join(f'<p class="note">{escape(str(note))}</p>' for note in facts.notes(run))}
+<div class="tiles">{"".join(_tiles(run, numbers))}</div>
 </header>
 """
 
 
-def _tiles(numbers: facts.Summary) -> Iterable[str]:
-    if numbers.test_accuracy is not None and numbers.best_accuracy is not None:
-        value, when = numbers.best_accuracy
-        best = f"best {facts.percent_text(value)} in round {when}"
-        yield _tile("Test accuracy", facts.percent_text(numbers.test_accuracy), best, main=True)
-    if numbers.test_loss is not None and numbers.best_loss is not None:
-        value, when = numbers.best_loss
-        best = f"best {facts.loss_text(value)} in round {when}"
-        yield _tile("Test loss", facts.loss_text(numbers.test_loss), best, main=numbers.test_accuracy is None)
+def _tiles(run: Run, numbers: facts.Summary) -> Iterable[str]:
+    accuracy, loss, percent = numbers.test_accuracy, numbers.test_loss, facts.percent_text
+    if accuracy is not None:
+        below = facts.measured_words(run, accuracy, numbers.best_accuracy, percent)
+        yield _tile("Test accuracy", percent(accuracy[0]), below, main=True)
+    if loss is not None:
+        below = facts.measured_words(run, loss, numbers.best_loss, facts.loss_text)
+        yield _tile("Test loss", facts.loss_text(loss[0]), below, main=accuracy is None)
     if numbers.train_loss is not None:
-        yield _tile("Training loss", facts.loss_text(numbers.train_loss), "last round, clients' mean")
+        value, when = numbers.train_loss
+        yield _tile("Training loss", facts.loss_text(value), f"round {when}, clients' mean")
     both = f"{facts.bytes_text(numbers.bytes_up)} up, {facts.bytes_text(numbers.bytes_down)} down"
     yield _tile("Sent", facts.bytes_text(numbers.bytes_up + numbers.bytes_down), both)
     if numbers.seconds is not None:
