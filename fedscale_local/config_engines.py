@@ -10,9 +10,7 @@ from fedscale_local.config_base import Count, Flag, Section, Size
 from fedscale_local.config_messages import Is
 
 _ADDRESS = r"^[^\s:/]+:\d+$"
-Workers = Annotated[
-    Annotated[int, Field(ge=1)] | Literal["auto"], Is("a whole number", "1 or more, or auto")
-]
+Workers = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Is("a whole number", "1 or more, or auto")]
 PathOrNull = Annotated[str | None, Field(min_length=1), Is("a path or null")]
 
 

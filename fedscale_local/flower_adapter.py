@@ -29,7 +29,9 @@ from fedscale_local.vector import Layout
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 PRECONDITIONER, MEMORY, STATISTIC, MOMENTUM = "preconditioner", "memory", "statistic", "momentum"
-ROUND, NUM_EXAMPLES = "server-round", "num-examples"
+ROUND, NUM_EXAMPLES, PARTITION = "server-round", "num-examples", "partition-id"
+FIRST_NODE = 2
+"""Node ids that strategies see follow the client indices from here; Flower keeps 1 for the server."""
 
 Sections = Sequence[tuple[Layout, Tensor]]
 """Parts of a record: a layout and its flat vector (d,)."""
@@ -112,7 +114,7 @@ def from_vector_record(record: ArrayRecord, size: int, dtype: torch.dtype) -> Te
 def private_copy(message: Message) -> Message:
     """The same message with records of its own: messages of one round share theirs, and a client may change them."""
     records = {key: record.copy() for key, record in message.content.items()}
-    return Message(content=RecordDict(records), metadata=message.metadata)
+    return Message(content=RecordDict(records), metadata=message.metadata)  # type: ignore[call-overload]
 
 
 def num_bytes(content: RecordDict) -> int:
@@ -131,6 +133,36 @@ def message_to(node: int, content: RecordDict, message_type: str = "train") -> M
 def error_reply(reason: str, reply_to: Message) -> Message:
     """What a client that failed sends: never None, which would wedge a real node."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=reply_to)
+
+
+def forwarded(message: Message, node: int) -> Message:
+    """The same message on its way to another node; Flower gives it an id of its own."""
+    return Message(
+        message.content,
+        node,
+        message.metadata.message_type,
+        ttl=message.metadata.ttl,
+        group_id=message.metadata.group_id,
+    )
+
+
+def answering(reply: Message, message: Message) -> Message:
+    """A reply's content or error as the reply to `message`."""
+    return Message(reply.error if reply.has_error() else reply.content, reply_to=message)
+
+
+def partition_reply(message: Message, context: Context) -> Message:
+    """What a node answers when it is asked which client it serves."""
+    return Message(
+        content({}, metrics=MetricRecord({PARTITION: int(context.node_config[PARTITION])})), reply_to=message
+    )
+
+
+def partition_of(reply: Message) -> int | None:
+    """The client that a node said it serves; None if it said something else."""
+    metrics = reply.content.metric_records.get(METRICS)
+    number = None if metrics is None else metrics.get(PARTITION)
+    return number if isinstance(number, int) else None
 
 
 def content(
@@ -164,9 +196,9 @@ def empty_run() -> Run:
 
 
 def roster(grid: Grid, num_clients: int) -> dict[int, int]:
-    """The node id of each client index. A grid of ours says it; others are taken in the order of their ids."""
-    nodes = getattr(grid, "node_of_client", None)
-    return dict(enumerate(nodes if nodes is not None else sorted(grid.get_node_ids())[:num_clients]))
+    """The node id of each client index, as the grids of this project have it."""
+    nodes = grid.node_of_client  # type: ignore[attr-defined]
+    return dict(enumerate(nodes[:num_clients]))
 
 
 @contextmanager
@@ -188,5 +220,3 @@ def quiet_flower() -> None:
     import logging
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-
-

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedscale_local import flower_adapter as adapter
+from fedscale_local.client_grid import by_client
 from fedscale_local.experiment import Experiment
 from fedscale_local.records import append_line, save_model
 
@@ -29,6 +30,7 @@ Failures = list[dict[str, Any]]
 def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -> None:
     """All rounds of a run; writes rounds.jsonl, timing.jsonl and, at the end, model.safetensors."""
     config, task = experiment.config, experiment.task
+    grid = by_client(grid, len(experiment.partition))
     client_of = {node: client for client, node in adapter.roster(grid, len(experiment.partition)).items()}
     arrays = adapter.to_record(
         [(task.layout, task.initial_params), (task.buffer_layout, task.initial_buffers)]

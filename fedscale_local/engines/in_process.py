@@ -17,11 +17,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import to_json
+from fedscale_local.config_engines import InProcess
 from fedscale_local.dense import layers
 from fedscale_local.engines.workers import Work, Workers
 from fedscale_local.errors import ClientError
 from fedscale_local.experiment import Experiment
 from fedscale_local.flower_adapter import FIRST_NODE
+
 
 class InProcessGrid(Grid):
     """Delivers messages by calling the ClientApp; contexts exist only for clients that were called."""
@@ -108,11 +110,12 @@ def choose(experiment: Experiment) -> dict[str, Any]:
     Stacking pays for fully connected networks, whose gradient is taken by hand; elsewhere it is for the asking
     (docs/explanation-engines.md has the measurements). A stack is as large as a cache likes, and no larger.
     """
-    task, mode = experiment.task, experiment.config.engine.mode
+    task, config = experiment.task, experiment.config.engine
+    assert isinstance(config, InProcess)
+    mode, workers = config.mode, config.workers
     if mode == "auto":
         mode = "stacked" if layers(task) is not None else "looped"
     stack_size = max(2, min(64, STACK_NUMBERS // task.layout.size)) if mode == "stacked" else 1
-    workers = experiment.config.engine.workers
     workers = len(os.sched_getaffinity(0)) if workers == "auto" else workers
     return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
 
