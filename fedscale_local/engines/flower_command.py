@@ -6,18 +6,14 @@ Flower unpacks what it finds beside pyproject.toml and searches that first.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +33,6 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """More threads would change the order of sums."""
 
 HERE = "here"
-_PR_SET_PDEATHSIG = 1
 
 _APP = """\
 [project]
@@ -56,17 +51,6 @@ clientapp = "{client_app}"
 [tool.flwr.app.config]
 config = ""
 """
-
-
-@contextmanager
-def home(prefix: str = "fedscale-") -> Iterator[Path]:
-    """A directory for one run's Flower state; gone afterwards, and with it every process that was started in it."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    try:
-        yield folder
-    finally:
-        end(processes_of(folder))
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -97,12 +81,9 @@ def write_connection(folder: Path, address: str, root_certificates: Path | None)
 
 
 def start(
-    command: Sequence[str | Path], folder: Path, log: Path, env: Mapping[str, str], outlives: bool = False
+    command: Sequence[str | Path], folder: Path, log: Path, env: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """A child process that works in `folder`, writes to `log`, and gets no signal from the terminal.
-
-    Unless it `outlives` this process, it ends with it, even when this process is killed (Linux).
-    """
+    """A child process that works in `folder`, writes to `log`, and gets no signal from the terminal."""
     with log.open("ab") as file:
         return subprocess.Popen(
             [str(part) for part in command],
@@ -112,14 +93,7 @@ def start(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=None if outlives else _end_with_parent,
         )
-
-
-def _end_with_parent() -> None:
-    """In the child: get SIGTERM when the parent is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_app(config: Config, folder: Path, env: Mapping[str, str], options: Sequence[str] = ()) -> None:
@@ -212,43 +186,6 @@ def last_lines(log: Path, count: int = 5) -> str:
     """The end of a log, on one line."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.exists() else []
     return " | ".join(line.strip() for line in lines[-count:]) or "it said nothing"
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Every process with this FLWR_HOME in its environment: those started here and all of their descendants."""
-    mark = f"FLWR_HOME={folder}".encode()
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark in environ.read_bytes().split(b"\0"):
-                found.append(int(environ.parent.name))
-    return found
-
-
-def end(processes: Sequence[int], seconds: float = 10.0) -> None:
-    """Ask these processes to end, and end those that have not after that time."""
-    for sign, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, seconds)):
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, sign)
-        deadline = time.monotonic() + patience
-        while any(map(_is_alive, processes)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        processes = [process for process in processes if _is_alive(process)]
-        if not processes:
-            return
-
-
-def _is_alive(process: int) -> bool:
-    """Does it run? A child that ended is collected here, so that it does not linger."""
-    with suppress(ChildProcessError):
-        if os.waitpid(process, os.WNOHANG)[0] == process:
-            return False
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def _quoted(path: Path) -> str:

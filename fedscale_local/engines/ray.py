@@ -15,6 +15,7 @@ from fedscale_local.config_engines import Ray
 from fedscale_local.engines import flower_command
 from fedscale_local.errors import ConfigError
 from fedscale_local.experiment import Experiment
+from fedscale_local.processes import guarded_folder
 
 SHORT = 40
 """Characters of a folder that Ray can have its sockets in: their whole paths must stay below 108."""
@@ -37,7 +38,7 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     """All rounds. The apps travel by name: other processes import them."""
     config = experiment.config.engine
     assert isinstance(config, Ray)
-    with flower_command.home() as folder:
+    with guarded_folder() as folder:
         env = flower_command.environment(folder)
         if config.address is not None:
             env["RAY_ADDRESS"] = config.address

@@ -90,8 +90,10 @@ class Workers:
 
     def close(self) -> None:
         """End all workers; they also end by themselves when this process does."""
-        for process, connection in self.processes:
+        # A worker holds the ends of those forked before it: only when all are closed does the last one see its end.
+        for _, connection in self.processes:
             connection.close()
+        for process, _ in self.processes:
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
