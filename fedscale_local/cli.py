@@ -20,6 +20,7 @@ import fedscale_local
 from fedscale_local.errors import ConfigError, FedscaleError, RunDirError
 
 PROGRAM = "fedscale-local"
+STRATEGY = "strategies.server_app.make_strategy"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,8 +117,10 @@ def run(arguments: list[str]) -> int:
 def _run_one(config: Any) -> int:
     """One run with its progress, then where things are and what was reached."""
     from fedscale_local import experiment, progress
+    from fedscale_local.instantiate import locate
 
-    experiment.build(config)  # refuses what does not fit before anything is shown; kept for the run itself
+    # Whatever does not fit is refused before anything is shown or made; the run itself uses what was built.
+    locate(STRATEGY)(experiment.build(config))
     with progress.follow(config.run_dir, config.num_rounds):
         run_dir = Path(experiment.run(config))
     for name, file in (("model", "model.safetensors"), ("report", "report.html")):
@@ -195,7 +198,7 @@ def partition(arguments: list[str]) -> int:
 
     from fedscale_local import compose, shards
 
-    config = compose.config(parsed.overrides)
+    config = compose.config([*parsed.overrides, "clients_per_round=null"])  # of no consequence here
     shards.show(config, shards.picture_path(parsed.out))
     return 0
 

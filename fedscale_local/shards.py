@@ -13,7 +13,7 @@ from fedscale_local.config import Config
 from fedscale_local.data import partition as partitions
 from fedscale_local.errors import InputError
 
-MAX_ROWS = 20
+MAX_ROWS, MAX_CLASSES = 20, 12
 PICTURES = (".svg", ".png", ".pdf")
 
 
@@ -38,8 +38,11 @@ def show(config: Config, picture: Path, console: Console | None = None) -> None:
     counts = (
         None if dataset.labels is None else partitions.counts(shards, dataset.labels, dataset.num_classes)
     )
-    (console or Console()).print(table(shards.sizes, counts, dataset.class_names))
-    figure = plots.partition_figure(counts, dataset.class_names, sizes=shards.sizes.tolist())
+    sizes = shards.sizes
+    spread = f"median {np.median(sizes):g}, smallest {sizes.min()}, largest {sizes.max()}"
+    print(f"{len(sizes)} clients, {sizes.sum()} examples; {spread}")
+    (console or Console()).print(table(sizes, counts, dataset.class_names))
+    figure = plots.partition_figure(counts, dataset.class_names, sizes=sizes.tolist())
     try:
         plots.save(figure, picture)
     except OSError as error:
@@ -50,21 +53,23 @@ def show(config: Config, picture: Path, console: Console | None = None) -> None:
 
 
 def table(sizes: np.ndarray, counts: np.ndarray | None, class_names: tuple[str, ...]) -> Table:
-    """The first clients one by one, then all together; sizes (clients,), counts (clients, classes)."""
-    middle = f"{np.median(sizes):g}, smallest {sizes.min()}, largest {sizes.max()}"
-    grid = Table(
-        title=f"{len(sizes)} clients, {sizes.sum()} examples; median {middle}", title_justify="left", box=None
-    )
-    grid.add_column("client", justify="right")
-    grid.add_column("examples", justify="right")
-    num_classes = 0 if counts is None else counts.shape[1]
-    for c in range(num_classes):
-        grid.add_column(class_names[c] if c < len(class_names) else str(c), justify="right")
+    """The first clients one by one, then all together; sizes (clients,), counts (clients, classes).
+
+    With many classes: how many of them a client holds.
+    """
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    names, cells = ["client", "examples"], np.empty((len(sizes), 0), np.int64)
+    if counts is not None and counts.shape[1] > MAX_CLASSES:
+        names, cells = [*names, "classes"], (counts > 0).sum(axis=1, keepdims=True)
+    elif counts is not None:
+        names += [class_names[c] if c < len(class_names) else str(c) for c in range(counts.shape[1])]
+        cells = counts
+    for index, name in enumerate(names):
+        grid.add_column(name, justify="right", no_wrap=index < 2, overflow="fold")
     for client in range(min(len(sizes), MAX_ROWS)):
-        row = [] if counts is None else [str(n) if n else "." for n in counts[client]]
-        grid.add_row(str(client), str(sizes[client]), *row)
+        grid.add_row(str(client), str(sizes[client]), *(str(n) if n else "." for n in cells[client]))
     if len(sizes) > MAX_ROWS:
-        grid.add_row("...", f"({len(sizes) - MAX_ROWS} more)")
-    if counts is not None:
-        grid.add_row("all", str(sizes.sum()), *map(str, counts.sum(axis=0)))
+        grid.add_row("...", "...")
+    if cells is counts:
+        grid.add_row("all", str(sizes.sum()), *map(str, cells.sum(axis=0)))
     return grid
