@@ -65,6 +65,9 @@ class LazyArray(Array):
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
+LazyArray.__qualname__ = Array.__qualname__  # Flower writes it into the object's bytes, which its id is the hash of
+
+
 def to_record(sections: Sections) -> ArrayRecord:
     """The named tensors of flat vectors as one ArrayRecord, without a copy."""
     record = ArrayRecord()
@@ -102,8 +105,8 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
     if len(flats) == 1 and isinstance(first, LazyArray) and first.__dict__["flat"].numel() == layout.size:
         live: Tensor = first.__dict__["flat"]
         return live
-    named = {name: torch.from_numpy(np.ascontiguousarray(record[name].numpy())) for name in layout.names}
-    return layout.join({name: tensor.reshape(named[name].shape) for name, tensor in named.items()})
+    arrays = {name: np.asarray(record[name].numpy(), order="C") for name in layout.names}
+    return layout.join({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def from_vector_record(record: ArrayRecord, size: int, dtype: torch.dtype) -> Tensor:
