@@ -29,7 +29,7 @@ endef
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/fedscale-local run experiment=quickstart run_dir=$(RUN_DIR)
-	@test -s $(RUN_DIR)/report.html && echo "report: $(RUN_DIR)/report.html"
+	@test -s $(RUN_DIR)/report.html
 
 test: $(TEST)/installed
 	$(TEST)/bin/python -m pip check
