@@ -1,0 +1,176 @@
+"""What the adapter relies on in Flower and no public page promises. Each failure says what to look at after an upgrade."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg, FedMedian, Krum
+
+from fedscale_local import flower_adapter as adapter
+from fedscale_local.vector import Layout
+
+LAYOUT = Layout(("weight", "bias", "scale", "empty"), ((3, 4), (3,), (), (0, 2)))
+
+
+@pytest.fixture(autouse=True)
+def server() -> None:
+    adapter.become_server()
+
+
+def stock(flat: torch.Tensor) -> ArrayRecord:
+    """The record that Flower itself builds from these named tensors."""
+    return ArrayRecord({name: Array(view.numpy()) for name, view in LAYOUT.split(flat).items()})
+
+
+def values(dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_a_process_gets_the_servers_identity_by_three_class_attributes() -> None:
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("run_id", "node_id", "task_id"):
+        assert hasattr(TaskIdentity, name), f"TaskIdentity.{name} is gone: see adapter.become_server"
+    message = adapter.message_to(7, RecordDict())
+    found = (message.metadata.run_id, message.metadata.src_node_id, message.metadata.dst_node_id)
+    assert found == (1, 1, 7), (
+        "Message() no longer takes run and node from TaskIdentity: see adapter.become_server"
+    )
+
+
+def test_a_message_gets_its_id_by_one_private_field_and_the_reply_names_it() -> None:
+    message = adapter.stamp(adapter.message_to(7, RecordDict()), "19")
+    said = "Metadata._message_id is no longer what message_id reads: see adapter.stamp"
+    assert message.metadata.message_id == "19", said
+    reply = Message(RecordDict(), reply_to=message)
+    assert reply.metadata.reply_to_message_id == "19", said
+    assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (7, 1)
+
+
+def test_a_message_on_its_way_keeps_the_servers_records_apart_from_the_clients() -> None:
+    sent = adapter.stamp(
+        adapter.message_to(7, adapter.content({"arrays": adapter.to_record([(LAYOUT, values())])})), "1"
+    )
+    received = adapter.private_copy(sent)
+    assert received.metadata.message_id == "1"
+    del received.content.array_records["arrays"]["bias"]
+    received.content["more"] = ConfigRecord({"a": 1})
+    assert "bias" in sent.content.array_records["arrays"]
+    assert "more" not in sent.content
+
+
+def test_an_error_reply_has_a_code_and_a_reason() -> None:
+    from flwr.common.constant import ErrorCode
+
+    assert hasattr(ErrorCode, "CLIENT_APP_RAISED_EXCEPTION"), (
+        "ErrorCode has other names: see adapter.error_reply"
+    )
+    reply = adapter.error_reply("no disk", adapter.stamp(adapter.message_to(7, RecordDict()), "3"))
+    assert reply.has_error() and not reply.has_content()
+    assert (reply.error.code, reply.error.reason) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "no disk")
+    assert reply.metadata.reply_to_message_id == "3"
+
+
+def test_a_run_can_be_made_of_its_number() -> None:
+    assert adapter.empty_run().run_id == 1, "Run.create_empty is gone: see adapter.empty_run"
+
+
+def test_a_context_is_made_as_flower_makes_it() -> None:
+    context = adapter.new_context(5, {"partition-id": 3}, {"config": "{}"})
+    assert isinstance(context, Context)
+    assert (context.node_id, context.node_config["partition-id"], context.run_config["config"]) == (
+        5,
+        3,
+        "{}",
+    )
+    assert len(context.state) == 0
+
+
+def test_a_client_app_takes_attributes_and_is_called_with_message_and_context() -> None:
+    """The engines find `cohort` as an attribute of the app."""
+    app = ClientApp()
+    app.cohort = len  # type: ignore[attr-defined]
+    app.train()(lambda message, context: Message(message.content, reply_to=message))
+    message = adapter.stamp(adapter.message_to(7, RecordDict({"c": ConfigRecord({"a": 2})})), "3")
+    assert app(message, adapter.new_context(7, {}, {})).content["c"]["a"] == 2  # type: ignore[index]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_lazy_array_is_bit_for_bit_flowers_own(dtype: torch.dtype) -> None:
+    flat = values(dtype)
+    ours, theirs = adapter.to_record([(LAYOUT, flat)]), stock(flat)
+    assert list(ours) == list(theirs)
+    for name in LAYOUT.names:
+        lazy, array = ours[name], theirs[name]
+        assert (lazy.dtype, lazy.shape, lazy.stype) == (array.dtype, array.shape, array.stype)
+        assert lazy.data == array.data
+        assert lazy.numpy().tobytes() == array.numpy().tobytes()
+        assert lazy.object_id == array.object_id, f"{name}: another object id, so a SuperLink would refuse it"
+        assert lazy.deflate() == array.deflate()
+        assert pickle.loads(pickle.dumps(lazy)).data == array.data
+        assert type(pickle.loads(pickle.dumps(lazy))) is Array
+    assert ours.object_id == theirs.object_id
+    assert ours.deflate() == theirs.deflate()
+    assert ours.count_bytes() == theirs.count_bytes()
+
+
+def test_a_lazy_record_crosses_the_wire() -> None:
+    flat = values()
+    ours = adapter.to_record([(LAYOUT, flat)])
+    arrays = {array.object_id: Array.inflate(array.deflate(), array.children) for array in ours.values()}
+    again = ArrayRecord.inflate(ours.deflate(), arrays)
+    assert torch.equal(adapter.from_record(again, LAYOUT, torch.float32), flat)
+
+
+def test_a_lazy_record_is_safe_to_change() -> None:
+    flat = values()
+    record = adapter.to_record([(LAYOUT, flat)])
+    for array in record.to_numpy_ndarrays():
+        array[...] = 0
+    for tensor in record.to_torch_state_dict().values():
+        tensor.zero_()
+    ArrayRecord(dict(record.items()))["bias"].numpy()[:] = 0
+    assert torch.equal(flat, values())
+    record["bias"] = Array(np.zeros(3, np.float32))
+    assert torch.equal(flat, values())
+    joined = adapter.from_record(record, LAYOUT, torch.float32)
+    assert torch.equal(LAYOUT.split(joined)["bias"], torch.zeros(3))
+
+
+@pytest.mark.parametrize("make", [FedAvg, FedMedian, lambda: Krum(num_malicious_nodes=1)])
+def test_flowers_strategies_aggregate_lazy_arrays_to_the_same_bits(make: Any) -> None:
+    def aggregated(record_of: Any) -> ArrayRecord:
+        replies = []
+        for client in range(5):
+            metrics = MetricRecord({"num-examples": 3 + client, "train-loss": 0.1 * client})
+            sent = adapter.stamp(adapter.message_to(2 + client, RecordDict()), str(client))
+            content = RecordDict({"arrays": record_of(values(seed=client)), "metrics": metrics})
+            replies.append(Message(content, reply_to=sent))
+        arrays, _ = make().aggregate_train(1, replies)
+        assert arrays is not None
+        return arrays
+
+    lazy, plain = aggregated(lambda flat: adapter.to_record([(LAYOUT, flat)])), aggregated(stock)
+    assert list(lazy) == list(plain)
+    assert [a.data for a in lazy.values()] == [a.data for a in plain.values()]
+
+
+def test_from_record_reads_flowers_own_arrays_and_names_what_is_wrong() -> None:
+    record = stock(values())
+    assert torch.equal(adapter.from_record(record, LAYOUT, torch.float32), values())
+    live = adapter.from_record(adapter.to_record([(LAYOUT, flat := values())]), LAYOUT, torch.float32)
+    assert live.data_ptr() == flat.data_ptr(), "in one process nothing is copied"
+    with pytest.raises(ValueError, match="'weight' is float32"):
+        adapter.from_record(record, LAYOUT, torch.float64)
+    del record["bias"]
+    with pytest.raises(ValueError, match="'bias' is missing"):
+        adapter.from_record(record, LAYOUT, torch.float32)
+    record["bias"] = Array(np.zeros(4, np.float32))
+    with pytest.raises(ValueError, match=r"'bias' is float32 \(4,\), expected float32 \(3,\)"):
+        adapter.from_record(record, LAYOUT, torch.float32)
