@@ -1,4 +1,4 @@
-"""What the adapter relies on in Flower and no public page promises. Each failure says what to look at after an upgrade."""
+"""What the adapter relies on in Flower and no public page promises; a failure says what to look at after an upgrade."""
 
 from __future__ import annotations
 
