@@ -6,13 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedscale_local import data, models, records, reports
-from fedscale_local.config import Config, from_json, resolve_run_dir, to_json
+from fedscale_local import run_dir as run_dirs
+from fedscale_local.config import Config, from_container, from_json, resolve_run_dir, to_json
 from fedscale_local.data import partition as partitions
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
@@ -122,10 +124,23 @@ def run(config: Config) -> Path:
     """One whole run; returns its directory. What can be refused is refused before the directory is made."""
     config = resolve_run_dir(config)
     experiment = build(config)
-    engine = locate(f"fedscale_local.engines.{config.engine.name}.run")
     chosen = locate(f"fedscale_local.engines.{config.engine.name}.choose")(experiment)
-    run_dir = Path(str(config.run_dir))
-    records.create(run_dir, experiment, chosen)
+    records.create(Path(str(config.run_dir)), experiment, chosen)
+    return _carry_out(experiment, chosen)
+
+
+def resume(run_dir: Path) -> Path:
+    """Carry on a run from its newest checkpoint, or from the beginning where it has none; returns its directory."""
+    config = from_container(run_dirs.read(run_dir).config).model_copy(update={"run_dir": str(run_dir)})
+    experiment = build(config)
+    chosen = locate(f"fedscale_local.engines.{config.engine.name}.choose")(experiment)
+    return _carry_out(experiment, chosen)
+
+
+def _carry_out(experiment: Experiment, chosen: dict[str, Any]) -> Path:
+    """The rounds that are still to do, how they ended, and the report."""
+    run_dir = Path(str(experiment.config.run_dir))
+    engine = locate(f"fedscale_local.engines.{experiment.config.engine.name}.run")
     try:
         engine(experiment, chosen, locate(SERVER_APP), locate(CLIENT_APP))
     except KeyboardInterrupt:

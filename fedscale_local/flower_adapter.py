@@ -109,6 +109,16 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
     return layout.join({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
+def in_dtype(record: ArrayRecord, dtype: torch.dtype) -> ArrayRecord:
+    """The record with floating-point arrays of this type; Flower's FedAdam, for one, turns float32 into float64."""
+    expected = str(dtype).removeprefix("torch.")
+    for name, array in record.items():
+        if array.dtype != expected:
+            tensor = torch.from_numpy(array.numpy()).to(dtype)
+            record[name] = LazyArray(tensor, tensor)
+    return record
+
+
 def from_vector_record(record: ArrayRecord, size: int, dtype: torch.dtype) -> Tensor:
     """The inverse of vector_record."""
     return from_record(record, Layout(("flat",), ((size,),)), dtype)
@@ -181,6 +191,62 @@ def content(
 
 def new_context(node: int, node_config: dict[str, Any], run_config: dict[str, Any]) -> Context:
     return Context(1, node, node_config, RecordDict(), run_config)
+
+
+def dump_records(records: RecordDict) -> dict[str, Any]:
+    """A client's state as plain values and arrays, for a checkpoint."""
+    return {
+        key: {name: _live(value) if isinstance(value, Array) else value for name, value in record.items()}
+        for key, record in records.items()
+    }
+
+
+def _live(array: Array) -> Tensor:
+    """The tensor behind an array, shared where clients share it."""
+    if isinstance(array, LazyArray):
+        view: Tensor = array.__dict__["view"]
+        return array.__dict__["flat"] if view.numel() == array.__dict__["flat"].numel() else view
+    return torch.from_numpy(array.numpy())
+
+
+def load_records(state: Mapping[str, Mapping[str, Any]]) -> RecordDict:
+    """The inverse of dump_records."""
+    records = RecordDict()
+    for key, values in state.items():
+        if all(isinstance(value, Tensor) for value in values.values()):
+            arrays = ArrayRecord()
+            for name, value in values.items():
+                arrays[name] = LazyArray(value, value)
+            records[key] = arrays
+        else:
+            numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
+            records[key] = (MetricRecord if numbers and key == METRICS else ConfigRecord)(dict(values))
+    return records
+
+
+def dump_strategy(strategy: Any) -> dict[str, Any]:
+    """What of a strategy survives a round: what it names in `survives`, else its numbers and arrays."""
+    names = getattr(strategy, "survives", None)
+    if names is None:
+        names = [name for name, value in vars(strategy).items() if _is_state(value)]
+    state = {name: getattr(strategy, name) for name in names}
+    inner = getattr(strategy, "strategy", None)
+    return state | ({"strategy": dump_strategy(inner)} if inner is not None else {})
+
+
+def load_strategy(strategy: Any, state: Mapping[str, Any]) -> None:
+    """The inverse of dump_strategy."""
+    for name, value in state.items():
+        if name == "strategy":
+            load_strategy(strategy.strategy, value)
+        else:
+            setattr(strategy, name, value)
+
+
+def _is_state(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value) and all(isinstance(part, np.ndarray) for part in value.values())
+    return isinstance(value, bool | int | float | np.ndarray)
 
 
 def become_server() -> None:

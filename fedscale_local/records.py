@@ -52,6 +52,16 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(clean, allow_nan=False) + "\n")
 
 
+def truncate(run_dir: Path, first: int) -> None:
+    """Forget the lines of round `first` and later, which are to be done again, and a line that was cut short."""
+    for name in ("rounds.jsonl", "timing.jsonl"):
+        path = run_dir / name
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] < first]
+        if len(kept) < len(lines):
+            write_file(path, "".join(kept).encode())
+
+
 def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> None:
     """Make the run directory with everything that is known before the first round."""
     config = experiment.config

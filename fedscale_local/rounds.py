@@ -1,6 +1,6 @@
 """The one loop that runs a round, the same for every strategy and in every engine.
 
-    configure -> send and receive -> check -> aggregate -> evaluate -> record
+    configure -> send and receive -> check -> aggregate -> evaluate -> record -> checkpoint when due
 
 Replies reach the strategy in the order of their client indices, whatever order they came in, so sums have one order.
 A reply that cannot be used is dropped, counted and named; it never ends the run.
@@ -18,57 +18,100 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor
 
+from fedscale_local import checkpoint, records
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_grid import by_client
+from fedscale_local.config import to_json
 from fedscale_local.experiment import Experiment
-from fedscale_local.records import append_line, save_model
 
 Failures = list[dict[str, Any]]
 
 
 def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -> None:
-    """All rounds of a run; writes rounds.jsonl, timing.jsonl and, at the end, model.safetensors."""
+    """All rounds that are still to do: from the newest checkpoint in the run directory, else from the beginning.
+
+    Writes rounds.jsonl, timing.jsonl, checkpoints and, with the last round, model.safetensors.
+    """
     config, task = experiment.config, experiment.task
     grid = by_client(grid, len(experiment.partition))
-    client_of = {node: client for client, node in adapter.roster(grid, len(experiment.partition)).items()}
     arrays = adapter.to_record(
         [(task.layout, task.initial_params), (task.buffer_layout, task.initial_buffers)]
     )
-    probe_bytes = {"probe_bytes_up": 0, "probe_bytes_down": 0}
-    for round in range(getattr(strategy, "first_round", 1), config.num_rounds + 1):
+    first, probe = getattr(strategy, "first_round", 1), {"probe_bytes_up": 0, "probe_bytes_down": 0}
+    kept = checkpoint.newest(run_dir, to_json(config))
+    if kept is not None:
+        arrays, first = _restore(experiment, strategy, grid, kept), kept.round + 1
+    records.truncate(run_dir, first)
+    for round in range(first, config.num_rounds + 1):
         clock = _Clock()
-        with adapter.seeded_globals(config.seed, round):
-            messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
-        asked = sorted(client_of[message.metadata.dst_node_id] for message in messages)
-        down = _total_bytes(messages)
-        clock.lap("configure_seconds")
-        replies = list(grid.send_and_receive(messages))
-        up = _total_bytes(replies)
-        clock.lap("clients_seconds")
-        good, failures = usable(experiment, messages, replies, client_of)
-        with adapter.seeded_globals(config.seed, -round - 1):
-            aggregated, metrics = strategy.aggregate_train(round, good)
-        if aggregated is not None:
-            arrays = aggregated
-        clock.lap("aggregate_seconds")
+        arrays, record = _round(experiment, strategy, grid, round, arrays, clock)
         if round == 0:
-            probe_bytes = {"probe_bytes_up": up, "probe_bytes_down": down}
+            probe = {"probe_bytes_up": record["bytes_up"], "probe_bytes_down": record["bytes_down"]}
             continue
-        evaluated = round % config.eval_every == 0 or round == config.num_rounds
-        test_loss, test_accuracy = _evaluate(experiment, arrays) if evaluated else (None, None)
-        clock.lap("evaluate_seconds")
-        record: dict[str, Any] = {"round": round, "clients": asked}
-        record |= _split_metrics(metrics, test_loss, test_accuracy)
-        record |= {"bytes_up": up, "bytes_down": down, "failures": failures}
         if round == 1:
-            record |= probe_bytes
-            record["bytes_up"] += probe_bytes["probe_bytes_up"]
-            record["bytes_down"] += probe_bytes["probe_bytes_down"]
-        if round == config.num_rounds:
-            save_model(run_dir, _named(experiment, arrays))
-        append_line(run_dir / "rounds.jsonl", record)
-        append_line(run_dir / "timing.jsonl", {"round": round} | clock.parts())
+            record |= probe
+            record["bytes_up"] += probe["probe_bytes_up"]
+            record["bytes_down"] += probe["probe_bytes_down"]
+        records.append_line(run_dir / "rounds.jsonl", record)
+        is_due = config.checkpoint_every and round % config.checkpoint_every == 0
+        if is_due or round == config.num_rounds:
+            state = _state(experiment, strategy, grid, arrays)
+            checkpoint.write(run_dir, checkpoint.Checkpoint(round, state), to_json(config))
+        clock.lap("record_seconds")
+        records.append_line(run_dir / "timing.jsonl", {"round": round} | clock.parts())
+    records.save_model(run_dir, task.named(*_vectors(experiment, arrays)))
+
+
+def _round(
+    experiment: Experiment, strategy: Strategy, grid: Grid, round: int, arrays: ArrayRecord, clock: _Clock
+) -> tuple[ArrayRecord, dict[str, Any]]:
+    """One round: the new model and the line that tells of it."""
+    config = experiment.config
+    client_of = {node: client for client, node in adapter.roster(grid, len(experiment.partition)).items()}
+    with adapter.seeded_globals(config.seed, round):
+        messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
+    asked = sorted(client_of[message.metadata.dst_node_id] for message in messages)
+    down = _total_bytes(messages)
+    clock.lap("configure_seconds")
+    replies = list(grid.send_and_receive(messages))
+    up = _total_bytes(replies)
+    clock.lap("clients_seconds")
+    good, failures = usable(experiment, messages, replies, client_of)
+    with adapter.seeded_globals(config.seed, -round - 1):
+        aggregated, metrics = strategy.aggregate_train(round, good)
+    if aggregated is not None:
+        arrays = adapter.in_dtype(aggregated, experiment.task.dtype)
+    clock.lap("aggregate_seconds")
+    is_due = round > 0 and (round % config.eval_every == 0 or round == config.num_rounds)
+    test_loss, test_accuracy = _evaluate(experiment, arrays) if is_due else (None, None)
+    clock.lap("evaluate_seconds")
+    record = {"round": round, "clients": asked, **_split_metrics(metrics, test_loss, test_accuracy)}
+    return arrays, record | {"bytes_up": up, "bytes_down": down, "failures": failures}
+
+
+def _state(experiment: Experiment, strategy: Strategy, grid: Grid, arrays: ArrayRecord) -> dict[str, Any]:
+    """Everything that the next round needs: model, strategy, and what the clients keep in this process."""
+    params, buffers = _vectors(experiment, arrays)
+    contexts = getattr(grid, "contexts", {})
+    return {
+        "params": params,
+        "buffers": buffers,
+        "strategy": adapter.dump_strategy(strategy),
+        "clients": {node: adapter.dump_records(c.state) for node, c in contexts.items() if c.state},
+    }
+
+
+def _restore(
+    experiment: Experiment, strategy: Strategy, grid: Grid, kept: checkpoint.Checkpoint
+) -> ArrayRecord:
+    """Put strategy and clients back to where the checkpoint left them; its model."""
+    task, state = experiment.task, kept.state
+    adapter.load_strategy(strategy, state["strategy"])
+    for node, client_state in state["clients"].items():
+        grid.context(node).state = adapter.load_records(client_state)  # type: ignore[attr-defined]
+    return adapter.to_record([(task.layout, state["params"]), (task.buffer_layout, state["buffers"])])
 
 
 def usable(
@@ -117,21 +160,20 @@ def _fault(experiment: Experiment, reply: Message) -> str | None:
 
 
 def _evaluate(experiment: Experiment, arrays: ArrayRecord) -> tuple[float | None, float | None]:
-    task, data = experiment.task, experiment.dataset
+    """Loss and accuracy on the test set; None where there is none."""
+    data = experiment.dataset
     if len(data.test_y) == 0:
         return None, None
-    params, buffers = (
-        adapter.from_record(arrays, layout, task.dtype) for layout in (task.layout, task.buffer_layout)
-    )
-    return task.evaluate(params, buffers, data.test_x, data.test_y)
+    return experiment.task.evaluate(*_vectors(experiment, arrays), data.test_x, data.test_y)
 
 
-def _named(experiment: Experiment, arrays: ArrayRecord) -> dict[str, torch.Tensor]:
+def _vectors(experiment: Experiment, arrays: ArrayRecord) -> tuple[Tensor, Tensor]:
+    """The flat parameters (d,) and buffers of a model's record."""
     task = experiment.task
     params, buffers = (
-        adapter.from_record(arrays, layout, task.dtype) for layout in (task.layout, task.buffer_layout)
+        adapter.from_record(arrays, part, task.dtype) for part in (task.layout, task.buffer_layout)
     )
-    return task.named(params, buffers)
+    return params, buffers
 
 
 def _split_metrics(

@@ -40,6 +40,9 @@ class FederatedStrategy(Strategy):
     first_round = 1
     """0 for a method that wants a probe before the first round."""
 
+    survives: tuple[str, ...] = ("momentum",)
+    """Attributes that a checkpoint keeps."""
+
     def __init__(self, experiment: Experiment, method: Method) -> None:
         self.experiment, self.method = experiment, method
         self.task = experiment.task

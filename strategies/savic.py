@@ -26,6 +26,8 @@ from strategies.base import FederatedStrategy, Reply
 class Savic(FederatedStrategy):
     """The scaled local method, in all scopes and mixings."""
 
+    survives = (*FederatedStrategy.survives, "memory", "d_hat", "held", "derivable", "mean_steps")
+
     def __init__(self, experiment: Experiment, method: Method) -> None:
         super().__init__(experiment, method)
         self.config = experiment.config.scaling
