@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 
 from fedscale_local.config_engines import Ray
 from fedscale_local.engines import flower_command
+from fedscale_local.engines.submit import run_app
 from fedscale_local.errors import ConfigError
 from fedscale_local.experiment import Experiment
 from fedscale_local.processes import guarded_folder
@@ -49,8 +50,8 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
         command = ["flower-superlink", "--insecure", "--simulation", *address]
         superlink = flower_command.start(command, folder, log, env)
         flower_command.await_port(superlink, port, log)
-        flower_command.write_connection(folder, f"127.0.0.1:{port}", None)
-        flower_command.run_app(
+        flower_command.write_connection(folder, f"127.0.0.1:{port}", None, insecure=True)
+        run_app(
             experiment.config,
             folder,
             env,

@@ -1,0 +1,150 @@
+"""A whole federation on this machine, for trying and for tests: one SuperLink, N SuperNodes, keys for all.
+
+DIR/federation.json         address, number of nodes, version
+DIR/ca.crt ca.key server.pem server.key superexec.secret
+DIR/superlink/              the SuperLink's state and log
+DIR/nodes/K/                node K's key, state and log; it serves client K
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fedscale_local
+from fedscale_local import keys
+from fedscale_local.engines import flower_command
+from fedscale_local.errors import FedscaleError, RunDirError
+from fedscale_local.processes import end, processes_of
+
+STATE, HOST = "federation.json", "127.0.0.1"
+START_SECONDS = 120.0
+
+
+def up(folder: Path, num_nodes: int, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Make keys, start everything, return when every node is online. A failure leaves no process.
+
+    Raises:
+        RunDirError: the directory holds something already.
+        FedscaleError: something did not start; the message has the end of its log.
+    """
+    folder = folder.resolve()
+    if folder.exists() and any(folder.iterdir()):
+        remedy = f"choose another --dir, or end it: fedscale-local federation down --dir {folder}"
+        raise RunDirError(f"--dir={folder}", "the directory is not empty", remedy)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    try:
+        return _up(folder, num_nodes, tell)
+    except BaseException:
+        end(_processes(folder))
+        raise
+
+
+def _up(folder: Path, num_nodes: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    keys.write_certificates(folder, [HOST, "localhost"])
+    keys.write_shared_secret(folder / "superexec.secret")
+    port, home = flower_command.free_port(), folder / "superlink"
+    home.mkdir()
+    address = f"{HOST}:{port}"
+    state = {"address": address, "nodes": num_nodes, "fedscale_local": fedscale_local.__version__}
+    (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    env, log = flower_command.environment(home), home / "superlink.log"
+    certificates = ["--ssl-ca-certfile", folder / "ca.crt"]
+    certificates += ["--ssl-certfile", folder / "server.pem", "--ssl-keyfile", folder / "server.key"]
+    superlink = flower_command.start(
+        ["flower-superlink", "--host", HOST, "--port", str(port), *certificates, "--enable-supernode-auth"]
+        + ["--isolation", "process", "--superexec-auth-secret-file", folder / "superexec.secret"]
+        + ["--disable-runtime-dependency-installation"],
+        home,
+        log,
+        env,
+    )
+    flower_command.await_port(superlink, port, log)
+    tell(f"SuperLink at {address}")
+    flower_command.write_connection(home, address, folder / "ca.crt", insecure=False)
+    for node in range(num_nodes):
+        start_node(folder, node, num_nodes, address, register=True)
+        tell(f"node {node} of {num_nodes} started")
+    deadline = time.monotonic() + START_SECONDS
+    while _online(home) < num_nodes:
+        if time.monotonic() > deadline:
+            said = flower_command.last_lines(folder / "nodes" / "0" / "supernode.log")
+            raise FedscaleError(f"only {_online(home)} of {num_nodes} nodes came online: {said}")
+    return state
+
+
+def start_node(folder: Path, node: int, num_nodes: int, address: str, register: bool = False) -> int:
+    """Start one node, which serves client `node`; a node is registered once, before its first start. Its process id."""
+    home, key = folder / "nodes" / str(node), folder / "nodes" / str(node) / "key"
+    home.mkdir(parents=True, exist_ok=True)
+    if register:
+        public, superlink = keys.write_node_key(key), folder / "superlink"
+        arguments = ["supernode", "register", public, flower_command.HERE]
+        flower_command.flwr(arguments, superlink, flower_command.environment(superlink))
+    # Its own runtime port has no secret and no TLS, but listens on loopback only.
+    command = ["flower-supernode", "--superlink", address, "--root-certificates", folder / "ca.crt"]
+    command += ["--auth-supernode-private-key", key]
+    command += ["--ssl-ca-certfile", folder / "ca.crt"]
+    command += ["--ssl-certfile", folder / "server.pem", "--ssl-keyfile", folder / "server.key"]
+    command += ["--host", HOST, "--port", str(flower_command.free_port())]
+    command += ["--node-config", f"partition-id={node} num-partitions={num_nodes}"]
+    return flower_command.start(command, home, home / "supernode.log", flower_command.environment(home)).pid
+
+
+def down(folder: Path) -> int:
+    """End every process of the federation and forget it; logs and keys stay. How many processes there were."""
+    folder = _existing(folder)
+    processes = _processes(folder)
+    end(processes)
+    (folder / STATE).unlink()
+    return len(processes)
+
+
+def remove(folder: Path) -> None:
+    """Down, and the directory with it."""
+    down(folder)
+    shutil.rmtree(folder)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """Address, and the process ids of the SuperLink and of each node: an empty list is one that is not running."""
+    folder = _existing(folder)
+    state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    homes = {home.name: processes_of(home) for home in _homes(folder)}
+    return state | {"processes": homes}
+
+
+def _existing(folder: Path) -> Path:
+    if not (folder / STATE).is_file():
+        raise RunDirError(
+            f"--dir={folder}", "no federation is up there", "start one: fedscale-local federation up"
+        )
+    return folder.resolve()
+
+
+def _homes(folder: Path) -> list[Path]:
+    nodes = sorted((folder / "nodes").glob("*"), key=lambda home: int(home.name))
+    return [folder / "superlink", *nodes]
+
+
+def _processes(folder: Path) -> list[int]:
+    """Nodes first: a node whose SuperLink is gone keeps trying to reach it."""
+    return [process for home in reversed(_homes(folder)) for process in processes_of(home)]
+
+
+def _online(home: Path) -> int:
+    nodes = flower_command.flwr(
+        ["supernode", "list", flower_command.HERE], home, flower_command.environment(home)
+    )["nodes"]
+    return sum(node["status"] == "online" for node in nodes)
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(text, file=sys.stderr)
