@@ -24,6 +24,7 @@ from fedscale_local.processes import end, processes_of
 
 STATE, HOST = "federation.json", "127.0.0.1"
 START_SECONDS = 120.0
+Command = list[str | Path]
 
 
 def up(folder: Path, num_nodes: int, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -55,16 +56,10 @@ def _up(folder: Path, num_nodes: int, tell: Callable[[str], None]) -> dict[str, 
     state = {"address": address, "nodes": num_nodes, "fedscale_local": fedscale_local.__version__}
     (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     env, log = flower_command.environment(home), home / "superlink.log"
-    certificates = ["--ssl-ca-certfile", folder / "ca.crt"]
-    certificates += ["--ssl-certfile", folder / "server.pem", "--ssl-keyfile", folder / "server.key"]
-    superlink = flower_command.start(
-        ["flower-superlink", "--host", HOST, "--port", str(port), *certificates, "--enable-supernode-auth"]
-        + ["--isolation", "process", "--superexec-auth-secret-file", folder / "superexec.secret"]
-        + ["--disable-runtime-dependency-installation"],
-        home,
-        log,
-        env,
-    )
+    command: Command = ["flower-superlink", "--host", HOST, "--port", str(port), *_server_tls(folder)]
+    command += ["--enable-supernode-auth", "--isolation", "process"]
+    command += ["--superexec-auth-secret-file", folder / "superexec.secret"]
+    superlink = flower_command.start(command, home, log, env)
     flower_command.await_port(superlink, port, log)
     tell(f"SuperLink at {address}")
     flower_command.write_connection(home, address, folder / "ca.crt", insecure=False)
@@ -85,13 +80,10 @@ def start_node(folder: Path, node: int, num_nodes: int, address: str, register: 
     home.mkdir(parents=True, exist_ok=True)
     if register:
         public, superlink = keys.write_node_key(key), folder / "superlink"
-        arguments = ["supernode", "register", public, flower_command.HERE]
+        arguments: Command = ["supernode", "register", public, flower_command.HERE]
         flower_command.flwr(arguments, superlink, flower_command.environment(superlink))
-    # Its own runtime port has no secret and no TLS, but listens on loopback only.
-    command = ["flower-supernode", "--superlink", address, "--root-certificates", folder / "ca.crt"]
-    command += ["--auth-supernode-private-key", key]
-    command += ["--ssl-ca-certfile", folder / "ca.crt"]
-    command += ["--ssl-certfile", folder / "server.pem", "--ssl-keyfile", folder / "server.key"]
+    command: Command = ["flower-supernode", "--superlink", address, "--root-certificates", folder / "ca.crt"]
+    command += ["--auth-supernode-private-key", key, *_server_tls(folder)]
     command += ["--host", HOST, "--port", str(flower_command.free_port())]
     command += ["--node-config", f"partition-id={node} num-partitions={num_nodes}"]
     return flower_command.start(command, home, home / "supernode.log", flower_command.environment(home)).pid
@@ -118,6 +110,12 @@ def status(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     homes = {home.name: processes_of(home) for home in _homes(folder)}
     return state | {"processes": homes}
+
+
+def _server_tls(folder: Path) -> Command:
+    """The same certificate for all: they listen under the same name."""
+    certificates: Command = ["--ssl-ca-certfile", folder / "ca.crt", "--ssl-certfile", folder / "server.pem"]
+    return [*certificates, "--ssl-keyfile", folder / "server.key"]
 
 
 def _existing(folder: Path) -> Path:

@@ -48,12 +48,14 @@ def processes_of(folder: Path) -> list[int]:
     A process may have written over its environment, as Ray's do to show a title, but not over its parent.
     """
     mark = f"FLWR_HOME={folder}".encode()
-    found, children = [], defaultdict(list)
-    for process in Path("/proc").glob("[0-9]*"):
+    found: list[int] = []
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            children[int(_stat(int(process.name))[1])].append(int(process.name))
-            if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
+            process = int(entry.name)
+            children[int(_stat(process)[1])].append(process)
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(process)
     for process in found:  # found grows meanwhile
         found += [child for child in children[process] if child not in found]
     return found

@@ -24,8 +24,9 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }
-"""Nothing is installed, reported or looked up."""
+"""Nothing is installed, reported or looked up; who waits for work looks five times a second."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """More threads would change the order of sums."""
 
