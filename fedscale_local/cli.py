@@ -20,7 +20,6 @@ import fedscale_local
 from fedscale_local.errors import ConfigError, FedscaleError, RunDirError
 
 PROGRAM = "fedscale-local"
-STRATEGY = "strategies.server_app.make_strategy"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,12 +116,13 @@ def run(arguments: list[str]) -> int:
 def _run_one(config: Any) -> int:
     """One run with its progress, then where things are and what was reached."""
     from fedscale_local import experiment, progress
-    from fedscale_local.instantiate import locate
 
-    # Whatever does not fit is refused before anything is shown or made; the run itself uses what was built.
-    locate(STRATEGY)(experiment.build(config))
     with progress.follow(config.run_dir, config.num_rounds):
-        run_dir = Path(experiment.run(config))
+        run_dir = experiment.run(config)
+    return _tell_results(run_dir)
+
+
+def _tell_results(run_dir: Path) -> int:
     for name, file in (("model", "model.safetensors"), ("report", "report.html")):
         if (run_dir / file).exists():
             print(f"{name:<8}{run_dir / file}")
@@ -171,6 +171,22 @@ def _sweep(planned: Any) -> int:
     failed = sum(status != 0 for status in statuses)
     print(f"sweep   {planned.folder} ({len(statuses)} runs, {failed} failed)")
     return max(statuses, default=1)
+
+
+def resume(arguments: list[str]) -> int:
+    """carry on a run that was stopped"""
+    parser = _parser(
+        "resume", "Carry on a run from its newest checkpoint; the result is as if it had never stopped."
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR")
+    parsed = parser.parse_args(arguments)
+
+    from fedscale_local import experiment, progress, run_dir
+
+    config = run_dir.read(parsed.run_dir).config
+    with progress.follow(parsed.run_dir, config["num_rounds"]):
+        experiment.resume(Path(parsed.run_dir))
+    return _tell_results(Path(parsed.run_dir))
 
 
 def show(arguments: list[str]) -> int:
@@ -227,6 +243,7 @@ def list_choices(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
+    "resume": resume,
     "show": show,
     "partition": partition,
     "list": list_choices,

@@ -24,6 +24,7 @@ from fedscale_local.scaling import Scaling
 from fedscale_local.tasks import Task
 
 SERVER_APP, CLIENT_APP = "strategies.server_app.app", "clients.client_app.app"
+MAKE_STRATEGY = "strategies.server_app.make_strategy"
 """The apps that every engine runs; named here, because the machinery imports neither package."""
 
 
@@ -125,6 +126,7 @@ def run(config: Config) -> Path:
     config = resolve_run_dir(config)
     experiment = build(config)
     chosen = locate(f"fedscale_local.engines.{config.engine.name}.choose")(experiment)
+    locate(MAKE_STRATEGY)(experiment)  # a strategy of the user's own may be refused too
     records.create(Path(str(config.run_dir)), experiment, chosen)
     return _carry_out(experiment, chosen)
 
