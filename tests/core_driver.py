@@ -16,20 +16,16 @@ from torch import Tensor
 from twin import Draws, LeastSquares, Settings, Vector
 
 from fedscale_local.client_step import LocalResult, probe, scaled_local_steps
-from fedscale_local.curvature import SIGNED, STATISTICS
+from fedscale_local.curvature import SIGNED, STATISTICS, Batch
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.server_step import client_weights, combine, displacement, mix, weighted_sum
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A mini-batch a (..., B, d), y (..., B), labels (..., B) and the probe z (d,)."""
+class Probed(Batch):
+    """A mini-batch x (..., B, d), y (..., B), sampled labels as its noise (..., B), and the probe z (d,)."""
 
-    a: Tensor
-    y: Tensor
-    labels: Tensor
-    z: Tensor
-    rows: Any = ...
+    z: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +38,8 @@ class Oracle:
         return x.clone()
 
     def _slope(self, v: Tensor, batch: Batch, targets: Tensor | float) -> Tensor:
-        residual = (batch.a @ v.unsqueeze(-1)).squeeze(-1) - targets
-        return (residual.unsqueeze(-2) @ batch.a).squeeze(-2) / batch.a.shape[-2]
+        residual = (batch.x @ v.unsqueeze(-1)).squeeze(-1) - targets
+        return (residual.unsqueeze(-2) @ batch.x).squeeze(-2) / batch.x.shape[-2]
 
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = torch.zeros(v.shape[:-1], dtype=v.dtype)  # not compared
@@ -53,7 +49,9 @@ class Oracle:
         return self._slope(z.expand_as(v), batch, 0.0) + self.weight_decay * z
 
     def gauss_newton(self, v: Tensor, batch: Batch) -> Tensor:
-        return batch.a.shape[-2] * self._slope(v, batch, batch.labels) ** 2 + self.weight_decay
+        labels = batch.noise
+        assert labels is not None
+        return batch.x.shape[-2] * self._slope(v, batch, labels) ** 2 + self.weight_decay
 
 
 @dataclass
@@ -67,25 +65,26 @@ class Client:
 class Feed(NamedTuple):
     """The twin's mini-batches as tensors, each made once."""
 
-    one: Callable[[int, int, int], Batch]  # round, client, step
-    stack: Callable[[int, tuple[int, ...], int], Batch]  # round, clients, step
+    one: Callable[[int, int, int], Probed]  # round, client, step
+    stack: Callable[[int, tuple[int, ...], int], Probed]  # round, clients, step
 
 
 def feed(problem: LeastSquares, draws: Draws) -> Feed:
     """What run_core reads; shared by the runs on one problem."""
 
     @cache
-    def one(round: int, client: int, step: int) -> Batch:
+    def one(round: int, client: int, step: int) -> Probed:
         picked = draws.batch(round, client, step)
         a, y = problem.a[client][picked], problem.y[client][picked]
         labels = np.asarray(draws.labels(round, client, step), dtype=np.float64)
-        return Batch(*(torch.from_numpy(part) for part in (a, y, labels, draws.z(round, step))))
+        x, targets, noise, z = (torch.from_numpy(part) for part in (a, y, labels, draws.z(round, step)))
+        return Probed(x, targets, noise=noise, z=z)
 
     @cache
-    def stack(round: int, clients: tuple[int, ...], step: int) -> Batch:
+    def stack(round: int, clients: tuple[int, ...], step: int) -> Probed:
         single = [one(round, m, step) for m in clients]
-        a, y, labels = (torch.stack([getattr(b, part) for b in single]) for part in ("a", "y", "labels"))
-        return Batch(a, y, labels, single[0].z, slice(0, len(clients)))
+        x, y, noise = (torch.stack([getattr(b, part) for b in single]) for part in ("x", "y", "noise"))
+        return Probed(x, y, noise=noise, rows=slice(0, len(clients)), z=single[0].z)
 
     return Feed(one, stack)
 

@@ -20,18 +20,15 @@ from torch import Tensor
 from twin import RULES, Draws, LeastSquares, Settings
 
 from fedscale_local.client_step import probe, scaled_local_steps
-from fedscale_local.curvature import STATISTICS, rademacher
+from fedscale_local.curvature import STATISTICS, Batch, rademacher
 from fedscale_local.randomness import generator
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.server_step import client_weights, combine, weighted_sum
 
 
-@dataclass(frozen=True)
-class Noise:
+def noise(added: Tensor) -> Batch:
     """A mini-batch of Quadratic: what it adds to the gradient, (..., d)."""
-
-    added: Tensor | float
-    rows: Any = ...
+    return Batch(x=added, y=added)
 
 
 @dataclass(frozen=True)
@@ -44,14 +41,14 @@ class Quadratic:
     def start(self, x: Tensor) -> Tensor:
         return x.clone()
 
-    def gradient(self, v: Tensor, batch: Noise) -> tuple[Tensor, Tensor]:
+    def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = torch.zeros(v.shape[:-1], dtype=v.dtype)  # not looked at
-        return loss, self.a * (v - self.c) + batch.added
+        return loss, self.a * (v - self.c) + batch.x
 
-    def hessian_vector(self, v: Tensor, batch: Noise, z: Tensor) -> Tensor:
+    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
         return self.a * z.expand_as(v)
 
-    def gauss_newton(self, v: Tensor, batch: Noise) -> Tensor:
+    def gauss_newton(self, v: Tensor, batch: Batch) -> Tensor:
         return self.a.expand_as(v)
 
 
@@ -74,12 +71,12 @@ def test_1_identity_scaling_is_local_sgd_bit_for_bit(momentum: float, dtype: tor
 
     parameter = x.clone().requires_grad_()
     sgd = torch.optim.SGD([parameter], lr=0.07, momentum=momentum)
-    for noise in noises:
-        parameter.grad = oracle.gradient(parameter.detach(), Noise(noise))[1]
+    for added in noises:
+        parameter.grad = oracle.gradient(parameter.detach(), noise(added))[1]
         sgd.step()
 
     result = scaled_local_steps(
-        oracle, x, [Noise(n) for n in noises], Scaling("identity"), step_size=0.07, momentum=momentum
+        oracle, x, [noise(n) for n in noises], Scaling("identity"), step_size=0.07, momentum=momentum
     )
     assert torch.equal(result.params, parameter.detach())
 
@@ -100,14 +97,14 @@ def test_2_one_client_with_adam_is_rmsprop_with_adams_bias_correction(beta2: flo
         adam.step()
         return (adam.state[shadow]["exp_avg_sq"] / (1 - beta2**step)).sqrt() + eps
 
-    first = Noise(vectors(rng, 5))
+    first = noise(vectors(rng, 5))
     memory = scaling.init(x)
     assert memory is not None
     memory = scaling.refresh(memory, probe(oracle, x, first, of_gradient))
     denominator = torch_sees(oracle.gradient(x, first)[1], 1)
     expected = x.clone()
     for p in range(1, 20):
-        batch = Noise(vectors(rng, 5))  # fresh
+        batch = noise(vectors(rng, 5))  # fresh
         g = oracle.gradient(expected, batch)[1]
         expected = expected - lr * g / denominator
         denominator = torch_sees(g, p + 1)
@@ -123,7 +120,7 @@ def test_2_a_d_of_its_own_at_each_step_is_torchs_adam_without_first_moment() -> 
     rng = np.random.default_rng(22)
     oracle: Any = Quadratic(vectors(rng, 5).abs())
     scaling = Scaling("adam", beta=0.99, alpha=1e-3, floor="add")
-    x, batches = vectors(rng, 5), [Noise(vectors(rng, 5)) for _ in range(25)]
+    x, batches = vectors(rng, 5), [noise(vectors(rng, 5)) for _ in range(25)]
     parameter = x.clone().requires_grad_()
     adam = torch.optim.Adam([parameter], lr=0.1, betas=(0.0, 0.99), eps=1e-3)
     for batch in batches:
@@ -200,7 +197,7 @@ def test_4_d_hat_is_the_same_tensor_at_every_local_step(
     d_hat = vectors(rng, 3).abs() + 0.1
     before = d_hat.clone()
     oracle: Any = Quadratic(vectors(rng, 3).abs())
-    batches = [Noise(vectors(rng, *shape)) for _ in range(6)]
+    batches = [noise(vectors(rng, *shape)) for _ in range(6)]
     x = vectors(rng, *shape)
     scaled_local_steps(
         oracle, x, batches, recorder("adam"), step_size=0.1, d_hat=d_hat, measure=of_gradient
@@ -226,7 +223,7 @@ def test_5_the_shared_probe_measures_the_mean_hessian(seed: int) -> None:
             return self.hessian @ z
 
     oracles: list[Any] = [OfOne(h) for h in hessians]
-    empty: Any = Noise(0.0)
+    empty = noise(torch.zeros(5))
     own = [STATISTICS["hutchinson"](oracle, z, empty, z, z) for oracle in oracles]
     mean_hessian = weighted_sum(hessians, weights)
     combined = combine(own, weights, "square_of_mean", signed=True)
@@ -348,9 +345,9 @@ def errors(
     oracle: Any = Quadratic(a)
     d, weights = len(x0), [1 / clients] * clients
 
-    def batch() -> Any:
-        noise = torch.randn((clients, d), generator=stream, dtype=torch.float64)
-        return Noise(noise * (sigma / d**0.5))
+    def batch() -> Batch:
+        added = torch.randn((clients, d), generator=stream, dtype=torch.float64)
+        return noise(added * (sigma / d**0.5))
 
     x, found = x0, [x0.square().sum()]
     memory = scaling.init(x0)
@@ -386,11 +383,11 @@ def test_9_the_bound_holds_over_seeds(rule: str) -> None:
     given: dict[str, Any] = {"clients": clients, "rounds": rounds, "steps": steps, "size": size}
     each = [errors(scaling, curvature, x0, seed=seed, sigma=sigma, **given) for seed in range(30)]
     measured = torch.stack(each).mean(0)
-    noise = 2 * size * cap * sigma**2 / (mu * alpha**2 * clients)
+    floor = 2 * size * cap * sigma**2 / (mu * alpha**2 * clients)
     drifting = 3 * size**2 * cap * largest * (steps - 1) * sigma**2 / (mu * alpha**3)
     for p, error in enumerate(measured.tolist()):
         start = (1 - a) ** (steps * p) * (cap / alpha) * float(x0.square().sum())
-        assert error <= start + (1 + a) * (noise + drifting)
+        assert error <= start + (1 + a) * (floor + drifting)
     assert measured[-1] < measured[0] / 10
 
 
