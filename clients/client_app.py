@@ -115,7 +115,7 @@ def _unpack(experiment: Experiment, message: Message, context: Context, client: 
         clock=int(instructions.get("clock", 0)),  # type: ignore[arg-type]
         measure=bool(instructions.get("measure", False))
         if is_global
-        else round % config.scaling.refresh_every == 0,
+        else not experiment.scaling.is_identity and round % config.scaling.refresh_every == 0,
     )
 
 

@@ -7,6 +7,7 @@ called one by one, as Flower calls it. What a strategy sees does not differ.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -116,12 +117,17 @@ def choose(experiment: Experiment) -> dict[str, Any]:
     if mode == "auto":
         mode = "stacked" if layers(task) is not None else "looped"
     stack_size = max(2, min(64, STACK_NUMBERS // task.layout.size)) if mode == "stacked" else 1
-    workers = len(os.sched_getaffinity(0)) if workers == "auto" else workers
+    workers = _num_cores() if workers == "auto" else workers
     return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
 
 
 STACK_NUMBERS = 500_000
 """Parameters of all clients of a stack together."""
+
+
+def _num_cores() -> int:
+    """The cores this process may use; one where processes cannot safely be forked."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
 def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:
