@@ -241,12 +241,33 @@ def list_choices(arguments: list[str]) -> int:
     return 0
 
 
+def federation(arguments: list[str]) -> int:
+    """start, look at or end a whole federation on this machine"""
+    parser = _parser(
+        "federation",
+        "A SuperLink and N SuperNodes on loopback, with TLS and a key for each node, for engine=superlink.",
+    )
+    parser.add_argument("action", choices=["up", "status", "down"])
+    parser.add_argument("--dir", required=True, metavar="DIR", help="where its keys, state and logs are")
+    parser.add_argument("--nodes", type=int, default=3, help="up: how many nodes (%(default)s)")
+    parsed = parser.parse_args(arguments)
+    if parsed.nodes < 1:
+        raise ConfigError(
+            f"--nodes={parsed.nodes}", "a federation needs at least one node", "set --nodes to 1 or more"
+        )
+
+    from fedscale_local import federation
+
+    return federation.command(parsed.action, Path(parsed.dir), parsed.nodes)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "resume": resume,
     "show": show,
     "partition": partition,
     "list": list_choices,
+    "federation": federation,
 }
 
 

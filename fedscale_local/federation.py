@@ -22,9 +22,28 @@ from fedscale_local.engines import flower_command
 from fedscale_local.errors import FedscaleError, RunDirError
 from fedscale_local.processes import end, processes_of
 
-STATE, HOST = "federation.json", "127.0.0.1"
+STATE, PID, HOST = "federation.json", "pid", "127.0.0.1"
 START_SECONDS = 120.0
 Command = list[str | Path]
+
+
+def command(action: str, folder: Path, num_nodes: int) -> int:
+    """What `fedscale-local federation up|status|down` does; status is 1 if something of it is not running."""
+    if action == "up":
+        up(folder, num_nodes, lambda text: print(text, file=sys.stderr))
+        print(
+            f"run on it: fedscale-local run engine=superlink superlink.federation={folder} num_clients={num_nodes}"
+        )
+        return 0
+    if action == "down":
+        print(f"{down(folder)} processes ended")
+        return 0
+    state = status(folder)
+    print(f"address    {state['address']}")
+    for name, process in state["processes"].items():
+        label = name if name == "superlink" else f"node {name}"
+        print(f"{label:<11}{process or 'not running'}")
+    return 0 if all(state["processes"].values()) else 1
 
 
 def up(folder: Path, num_nodes: int, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -43,7 +62,7 @@ def up(folder: Path, num_nodes: int, tell: Callable[[str], None] = lambda text: 
     try:
         return _up(folder, num_nodes, tell)
     except BaseException:
-        end(_processes(folder))
+        end(_processes(folder))  # its logs stay
         raise
 
 
@@ -60,6 +79,7 @@ def _up(folder: Path, num_nodes: int, tell: Callable[[str], None]) -> dict[str, 
     command += ["--enable-supernode-auth", "--isolation", "process"]
     command += ["--superexec-auth-secret-file", folder / "superexec.secret"]
     superlink = flower_command.start(command, home, log, env)
+    (home / PID).write_text(str(superlink.pid))
     flower_command.await_port(superlink, port, log)
     tell(f"SuperLink at {address}")
     flower_command.write_connection(home, address, folder / "ca.crt", insecure=False)
@@ -78,6 +98,7 @@ def start_node(folder: Path, node: int, num_nodes: int, address: str, register: 
     """Start one node, which serves client `node`; a node is registered once, before its first start. Its process id."""
     home, key = folder / "nodes" / str(node), folder / "nodes" / str(node) / "key"
     home.mkdir(parents=True, exist_ok=True)
+    end(processes_of(home))  # what a node that was killed has left
     if register:
         public, superlink = keys.write_node_key(key), folder / "superlink"
         arguments: Command = ["supernode", "register", public, flower_command.HERE]
@@ -86,30 +107,33 @@ def start_node(folder: Path, node: int, num_nodes: int, address: str, register: 
     command += ["--auth-supernode-private-key", key, *_server_tls(folder)]
     command += ["--host", HOST, "--port", str(flower_command.free_port())]
     command += ["--node-config", f"partition-id={node} num-partitions={num_nodes}"]
-    return flower_command.start(command, home, home / "supernode.log", flower_command.environment(home)).pid
+    process = flower_command.start(
+        command, home, home / "supernode.log", flower_command.environment(home)
+    ).pid
+    (home / PID).write_text(str(process))
+    return process
 
 
 def down(folder: Path) -> int:
-    """End every process of the federation and forget it; logs and keys stay. How many processes there were."""
+    """End every process of the federation and remove its directory. How many processes there were."""
     folder = _existing(folder)
     processes = _processes(folder)
     end(processes)
-    (folder / STATE).unlink()
+    shutil.rmtree(folder)
     return len(processes)
 
 
-def remove(folder: Path) -> None:
-    """Down, and the directory with it."""
-    down(folder)
-    shutil.rmtree(folder)
-
-
 def status(folder: Path) -> dict[str, Any]:
-    """Address, and the process ids of the SuperLink and of each node: an empty list is one that is not running."""
+    """Address, and the process id of the SuperLink and of each node: None for one that is not running."""
     folder = _existing(folder)
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    homes = {home.name: processes_of(home) for home in _homes(folder)}
-    return state | {"processes": homes}
+    return state | {"processes": {home.name: _running(home) for home in _homes(folder)}}
+
+
+def _running(home: Path) -> int | None:
+    pid = home / PID
+    process = int(pid.read_text()) if pid.exists() else -1
+    return process if process in processes_of(home) else None
 
 
 def _server_tls(folder: Path) -> Command:
@@ -141,8 +165,3 @@ def _online(home: Path) -> int:
         ["supernode", "list", flower_command.HERE], home, flower_command.environment(home)
     )["nodes"]
     return sum(node["status"] == "online" for node in nodes)
-
-
-def say(text: str) -> None:
-    """One line of progress."""
-    print(text, file=sys.stderr)

@@ -53,7 +53,10 @@ def processes_of(folder: Path) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             process = int(entry.name)
-            children[int(_stat(process)[1])].append(process)
+            state, parent = _stat(process)[:2]
+            if state == "Z":
+                continue
+            children[int(parent)].append(process)
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(process)
     for process in found:  # found grows meanwhile
