@@ -76,14 +76,14 @@ def end(processes: Sequence[int], seconds: float = 10.0) -> None:
             with suppress(ProcessLookupError):
                 os.kill(process, sign)
         deadline = time.monotonic() + patience
-        while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        while any(map(is_alive, processes)) and time.monotonic() < deadline:
             time.sleep(0.05)
-        processes = [process for process in processes if _is_alive(process)]
+        processes = [process for process in processes if is_alive(process)]
         if not processes:
             return
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Does it run? A child that ended is collected here, so that it does not linger."""
     with suppress(ChildProcessError):
         if os.waitpid(process, os.WNOHANG)[0] == process:

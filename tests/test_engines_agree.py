@@ -1,0 +1,129 @@
+"""One configuration, three engines, the same bytes: in process, on Ray, and on the SuperNodes of a SuperLink.
+
+Real processes on loopback. Each run must leave none of them, and no file outside its run directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from whole_runs import configured
+
+from fedscale_local import experiment, federation, processes
+
+CLIENTS = 6
+METHODS = {
+    "fedavg": ["strategy=fedavg"],
+    "savic, adam": ["scaling=adam"],
+    "savic, oasis": ["scaling=oasis"],
+    # Every client keeps a D and a momentum buffer of its own from round to round.
+    "savic, local": [
+        "scaling=adam",
+        "scaling.scope=local",
+        "strategy.mixing=preconditioned",
+        "client.momentum=0.9",
+        "client.momentum_buffer=kept",
+    ],
+}
+COMMON = ["data=synthetic", "partition=natural", "model=logistic"]
+SETTINGS: dict[str, Any] = {
+    "num_clients": CLIENTS,
+    "clients_per_round": 4,
+    "num_rounds": 3,
+    "client.local_steps": 3,
+    "seed": 5,
+}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc"),
+]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A federation with one node for each client; nothing of it is left afterwards."""
+    folder = tmp_path_factory.mktemp("federation")
+    federation.up(folder, CLIENTS)
+    mark = str(folder).encode()
+    yield folder
+    federation.down(folder)
+    assert not marked(mark)
+
+
+def marked(mark: bytes) -> list[int]:
+    """The processes with this text in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in environ.read_bytes():
+                found.append(int(environ.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[bytes, bytes]:
+    """rounds.jsonl and model.safetensors of a run that left nothing behind."""
+    ended: list[int] = []
+    end = processes.end
+
+    def noting(found: list[int], *more: float) -> None:
+        ended.extend(found)
+        end(found, *more)
+
+    outside = run_dir.parent / f"{run_dir.name}-tmp"
+    outside.mkdir()
+    config = configured(
+        *COMMON, *METHODS[method], *engine, settings=SETTINGS | settings | {"run_dir": str(run_dir)}
+    )
+    with (
+        patch("fedscale_local.reports.write"),
+        patch("tempfile.tempdir", str(outside)),
+        patch("fedscale_local.processes.end", noting),
+    ):
+        experiment.run(config)
+    if "engine.mode=looped" not in engine:
+        assert ended, "the run had processes of its own"
+    assert not [process for process in ended if processes.is_alive(process)]
+    assert not marked(str(outside).encode())
+    assert not list(outside.iterdir())
+    return (run_dir / "rounds.jsonl").read_bytes(), (run_dir / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, bytes]]:
+    """Each method's bytes, clients one after the other in this process."""
+    folder = tmp_path_factory.mktemp("in_process")
+    engine = ("engine.mode=looped", "engine.workers=1")
+    return {method: run(folder / str(i), method, *engine) for i, method in enumerate(METHODS)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ray_gives_the_same_bytes(method: str, reference: dict[str, Any], tmp_path: Path) -> None:
+    assert run(tmp_path / "run", method, "engine=ray") == reference[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_superlink_gives_the_same_bytes(
+    method: str, reference: dict[str, Any], nodes: Path, tmp_path: Path
+) -> None:
+    got = run(tmp_path / "run", method, "engine=superlink", **{"superlink.federation": str(nodes)})
+    assert got == reference[method]
+
+
+def test_the_methods_differ(reference: dict[str, tuple[bytes, bytes]]) -> None:
+    """Equal bytes say something only if each method has its own."""
+    assert len(set(reference.values())) == len(METHODS)
+
+
+def test_keys_of_a_federation_are_their_owners_alone(nodes: Path) -> None:
+    secrets = [nodes / "ca.key", nodes / "server.key", nodes / "superexec.secret"]
+    secrets += [nodes / "nodes" / str(node) / "key" for node in range(CLIENTS)]
+    assert [oct(os.stat(secret).st_mode & 0o777) for secret in secrets] == ["0o600"] * len(secrets)
