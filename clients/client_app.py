@@ -156,9 +156,10 @@ def _pack(experiment: Experiment, message: Message, order: Order, update: Client
     if update.params is not None and update.buffers is not None:
         sections = [(task.layout, update.params), (task.buffer_layout, update.buffers)]
         records[adapter.ARRAYS] = adapter.to_record(sections)
+    d_hat = torch.ones_like(order.params) if update.d_hat is None else update.d_hat
     extra = {
         adapter.STATISTIC: update.statistic if config.scaling.scope == "global" else None,
-        adapter.PRECONDITIONER: update.d_hat if instructions.get("mix", False) else None,
+        adapter.PRECONDITIONER: d_hat if instructions.get("mix", False) else None,
         adapter.MOMENTUM: update.momentum if config.client.momentum_buffer == "averaged" else None,
     }
     records |= {key: adapter.vector_record(vector) for key, vector in extra.items() if vector is not None}

@@ -7,6 +7,7 @@ from (seed, "probe", round), sampled labels from (seed, "labels", round, client)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,8 @@ from fedscale_local.experiment import Experiment
 from fedscale_local.randomness import derive, generator
 from fedscale_local.scaling import Memory
 from fedscale_local.tasks import Batch, Looped, Stacked
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,27 @@ def plan(experiment: Experiment, orders: Sequence[Order], stack_size: int) -> li
 def train(experiment: Experiment, cohort: Sequence[Order]) -> list[Outcome]:
     """One outcome per order. A stack that fails is done again one by one, which names the client at fault."""
     try:
-        return list(_train(experiment, cohort))
+        updates = _train(experiment, cohort)
     except Exception as error:
-        if len(cohort) > 1:
-            return [outcome for order in cohort for outcome in train(experiment, [order])]
-        order, reason = cohort[0], f"{type(error).__name__}: {error}"
-        return [ClientError("train", order.client, order.round, reason)]
+        reason = f"{type(error).__name__}: {error}"
+        if len(cohort) == 1:
+            return [ClientError("train", cohort[0].client, cohort[0].round, reason)]
+        outcomes = [outcome for order in cohort for outcome in train(experiment, [order])]
+        if not any(isinstance(outcome, ClientError) for outcome in outcomes):
+            log.warning("a stack of %d clients had to be done one by one: %s", len(cohort), reason)
+        return outcomes
+    return [_finite(order, update) for order, update in zip(cohort, updates, strict=True)]
+
+
+def _finite(order: Order, update: ClientUpdate) -> Outcome:
+    """The update, unless a number in it is none: such a client has failed, and must not keep what it computed."""
+    memory = None if update.memory is None else update.memory.value
+    vectors = {"model": update.params, "statistic": update.statistic, "momentum": update.momentum, "D": memory}
+    for name, vector in vectors.items():
+        if vector is not None and not bool(vector.isfinite().all()):
+            reason = f"its {name} is no longer finite (mean loss {update.loss:g})"
+            return ClientError("train", order.client, order.round, reason)
+    return update
 
 
 def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate]:

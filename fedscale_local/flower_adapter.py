@@ -105,8 +105,13 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
     if len(flats) == 1 and isinstance(first, LazyArray) and first.__dict__["flat"].numel() == layout.size:
         live: Tensor = first.__dict__["flat"]
         return live
-    arrays = {name: np.asarray(record[name].numpy(), order="C") for name in layout.names}
-    return layout.join({name: torch.from_numpy(array) for name, array in arrays.items()})
+    named = {}
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        found = np.asarray(record[name].numpy(), order="C")
+        if found.shape != shape or str(found.dtype) != expected:
+            raise ValueError(f"array {name!r} says {expected} {shape} and holds {found.dtype} {found.shape}")
+        named[name] = torch.from_numpy(found)
+    return layout.join(named)
 
 
 def in_dtype(record: ArrayRecord, dtype: torch.dtype) -> ArrayRecord:

@@ -8,13 +8,11 @@ A reply that cannot be used is dropped, counted and named; it never ends the run
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -25,8 +23,7 @@ from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_grid import by_client
 from fedscale_local.config import to_json
 from fedscale_local.experiment import Experiment
-
-Failures = list[dict[str, Any]]
+from fedscale_local.replies import usable
 
 
 def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -> None:
@@ -39,7 +36,7 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
     arrays = adapter.to_record(
         [(task.layout, task.initial_params), (task.buffer_layout, task.initial_buffers)]
     )
-    first, probe = getattr(strategy, "first_round", 1), {"probe_bytes_up": 0, "probe_bytes_down": 0}
+    first, probe = getattr(strategy, "first_round", 1), {"bytes_up": 0, "bytes_down": 0, "failures": []}
     kept = checkpoint.newest(run_dir, to_json(config))
     if kept is not None:
         arrays, first = _restore(experiment, strategy, grid, kept), kept.round + 1
@@ -48,12 +45,11 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
         clock = _Clock()
         arrays, record = _round(experiment, strategy, grid, round, arrays, clock)
         if round == 0:
-            probe = {"probe_bytes_up": record["bytes_up"], "probe_bytes_down": record["bytes_down"]}
+            probe = record
             continue
         if round == 1:
-            record |= probe
-            record["bytes_up"] += probe["probe_bytes_up"]
-            record["bytes_down"] += probe["probe_bytes_down"]
+            record |= {key: probe[key] + record[key] for key in ("bytes_up", "bytes_down", "failures")}
+            record |= {"probe_bytes_up": probe["bytes_up"], "probe_bytes_down": probe["bytes_down"]}
         records.append_line(run_dir / "rounds.jsonl", record)
         is_due = config.checkpoint_every and round % config.checkpoint_every == 0
         if is_due or round == config.num_rounds:
@@ -78,16 +74,19 @@ def _round(
     replies = list(grid.send_and_receive(messages))
     up = _total_bytes(replies)
     clock.lap("clients_seconds")
-    good, failures = usable(experiment, messages, replies, client_of)
+    good, failures = usable(experiment, strategy, round, messages, replies, client_of)
+    aggregated, metrics = None, None
     with adapter.seeded_globals(config.seed, -round - 1):
-        aggregated, metrics = strategy.aggregate_train(round, good)
+        if good:
+            aggregated, metrics = strategy.aggregate_train(round, good)
     if aggregated is not None:
         arrays = adapter.in_dtype(aggregated, experiment.task.dtype)
     clock.lap("aggregate_seconds")
     is_due = round > 0 and (round % config.eval_every == 0 or round == config.num_rounds)
     test_loss, test_accuracy = _evaluate(experiment, arrays) if is_due else (None, None)
     clock.lap("evaluate_seconds")
-    record = {"round": round, "clients": asked, **_split_metrics(metrics, test_loss, test_accuracy)}
+    record = _reported(metrics) | {"test_loss": test_loss, "test_accuracy": test_accuracy}
+    record = {"round": round, "clients": asked} | record
     return arrays, record | {"bytes_up": up, "bytes_down": down, "failures": failures}
 
 
@@ -114,51 +113,6 @@ def _restore(
     return adapter.to_record([(task.layout, state["params"]), (task.buffer_layout, state["buffers"])])
 
 
-def usable(
-    experiment: Experiment, sent: Iterable[Message], replies: Iterable[Message], client_of: dict[int, int]
-) -> tuple[list[Message], Failures]:
-    """The replies that a strategy may see, in client order, and why the others were dropped."""
-    waiting = {m.metadata.message_id: client_of[m.metadata.dst_node_id] for m in sent}
-    good: dict[int, Message] = {}
-    failures: dict[int, str] = {}
-    strangers: Failures = []
-    for reply in replies:
-        client = waiting.pop(reply.metadata.reply_to_message_id, None)
-        if client is None:
-            strangers.append({"client": None, "reason": "a reply to no message of this round"})
-            continue
-        reason = reply.error.reason if reply.has_error() else _fault(experiment, reply)
-        if reason is None:
-            good[client] = reply
-        else:
-            failures[client] = str(reason)
-    failures |= dict.fromkeys(waiting.values(), "no reply in time")
-    named = [{"client": client, "reason": failures[client]} for client in sorted(failures)]
-    return [good[client] for client in sorted(good)], named + strangers
-
-
-def _fault(experiment: Experiment, reply: Message) -> str | None:
-    """Why a reply's content cannot be used, or None."""
-    content, task = reply.content, experiment.task
-    for key, record in content.array_records.items():
-        if key == adapter.ARRAYS:
-            try:
-                vectors = [
-                    adapter.from_record(record, layout, task.dtype)
-                    for layout in (task.layout, task.buffer_layout)
-                ]
-            except ValueError as error:
-                return f"arrays: {error}"
-        else:
-            vectors = [torch.from_numpy(array.numpy()) for array in record.values()]
-        if not all(bool(vector.isfinite().all()) for vector in vectors):
-            return f"{key}: not all numbers are finite"
-    weights = [m[adapter.NUM_EXAMPLES] for m in content.metric_records.values() if adapter.NUM_EXAMPLES in m]
-    if any(not isinstance(w, int | float) or not math.isfinite(w) or w <= 0 for w in weights):
-        return f"{adapter.NUM_EXAMPLES}={weights[0]}: expected a number above 0"
-    return None
-
-
 def _evaluate(experiment: Experiment, arrays: ArrayRecord) -> tuple[float | None, float | None]:
     """Loss and accuracy on the test set; None where there is none."""
     data = experiment.dataset
@@ -176,17 +130,13 @@ def _vectors(experiment: Experiment, arrays: ArrayRecord) -> tuple[Tensor, Tenso
     return params, buffers
 
 
-def _split_metrics(
-    metrics: MetricRecord | None, test_loss: float | None, test_accuracy: float | None
-) -> dict[str, Any]:
-    """train_loss, then the test's figures, then whatever else the strategy reports about itself."""
-    reported = {key.replace("-", "_"): value for key, value in (metrics or {}).items()}
-    return {
-        "train_loss": reported.pop("train_loss", None),
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
-        **reported,
-    }
+def _reported(metrics: MetricRecord | None) -> dict[str, Any]:
+    """train_loss, and whatever else the strategy reports; a mean over client indices says nothing."""
+    named = {key.replace("-", "_"): value for key, value in (metrics or {}).items()}
+    return {"train_loss": None} | {key: value for key, value in named.items() if key not in NOT_REPORTED}
+
+
+NOT_REPORTED = ("round", "clients", "client")
 
 
 def _total_bytes(messages: Iterable[Message]) -> int:
@@ -194,7 +144,7 @@ def _total_bytes(messages: Iterable[Message]) -> int:
     sizes: dict[int, int] = {}
     total = 0
     for message in messages:
-        if message.has_content():
+        if isinstance(message, Message) and message.has_content():
             key = id(message.content)
             sizes[key] = sizes[key] if key in sizes else adapter.num_bytes(message.content)
             total += sizes[key]

@@ -50,6 +50,12 @@ class FederatedStrategy(Strategy):
         self.momentum: Tensor | None = None
         """The clients' averaged momentum buffer, where client.momentum_buffer is "averaged"."""
 
+    def expects(self, round: int) -> tuple[str, ...]:
+        """The vectors that each reply holds, by record key; replies that do not are dropped before `update`."""
+        client = self.experiment.config.client
+        averages = client.momentum > 0 and client.momentum_buffer == "averaged"
+        return (adapter.ARRAYS, adapter.MOMENTUM) if averages else (adapter.ARRAYS,)
+
     @abstractmethod
     def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
         """Vectors for this client beside the model, and the round's instructions."""
@@ -94,13 +100,11 @@ class FederatedStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        unpacked = [self._unpack(message) for message in replies]
-        if not unpacked:
-            return None, None
+        unpacked = [self._unpack(server_round, message) for message in replies]
         counts = [int(reply.metrics[adapter.NUM_EXAMPLES]) for reply in unpacked]  # type: ignore[arg-type]
         weights = client_weights(counts, self.method.weighting)
         params, diagnostics = self.update(server_round, unpacked, weights)
-        if all(adapter.MOMENTUM in reply.extra for reply in unpacked):
+        if adapter.MOMENTUM in self.expects(server_round):
             self.momentum = weighted_sum((reply.extra[adapter.MOMENTUM] for reply in unpacked), weights)
         buffers = weighted_sum((reply.buffers for reply in unpacked), weights)
         losses = [float(reply.metrics["train-loss"]) for reply in unpacked]  # type: ignore[arg-type]
@@ -108,21 +112,20 @@ class FederatedStrategy(Strategy):
         record = adapter.to_record([(self.task.layout, params), (self.task.buffer_layout, buffers)])
         return record, MetricRecord({"train-loss": train_loss, **diagnostics})
 
-    def _unpack(self, message: Message) -> Reply:
-        content = message.content
-        arrays = content.array_records.get(adapter.ARRAYS)
+    def _unpack(self, round: int, message: Message) -> Reply:
+        records, expected = message.content.array_records, self.expects(round)
         layouts = (self.task.layout, self.task.buffer_layout)
         params, buffers = (
-            (self.params, self.buffers)
-            if arrays is None
-            else (adapter.from_record(arrays, layout, self.task.dtype) for layout in layouts)
+            (adapter.from_record(records[adapter.ARRAYS], layout, self.task.dtype) for layout in layouts)
+            if adapter.ARRAYS in expected
+            else (self.params, self.buffers)
         )
         extra = {
-            key: adapter.from_vector_record(record, self.task.layout.size, self.task.dtype)
-            for key, record in content.array_records.items()
+            key: adapter.from_vector_record(records[key], self.task.layout.size, self.task.dtype)
+            for key in expected
             if key != adapter.ARRAYS
         }
-        metrics = content.metric_records[adapter.METRICS]
+        metrics = message.content.metric_records[adapter.METRICS]
         return Reply(int(metrics["client"]), params, buffers, extra, metrics)  # type: ignore[arg-type]
 
     def configure_evaluate(

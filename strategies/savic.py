@@ -43,19 +43,28 @@ class Savic(FederatedStrategy):
         """Clients that can refresh D themselves from the last round's displacement, and need not be sent it."""
         self.mean_steps = 0.0
 
+    def expects(self, round: int) -> tuple[str, ...]:
+        vectors = super().expects(round) if round > 0 else ()
+        if self._is_measured(round):
+            vectors += (adapter.STATISTIC,)
+        return (*vectors, adapter.PRECONDITIONER) if self.method.mixing == "preconditioned" else vectors
+
     def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
         instructions = ConfigRecord({"mix": self.method.mixing == "preconditioned"})
         if not self.is_global:
             return {}, instructions
         is_displacement = self.config.statistic == "displacement"
-        instructions["measure"] = not is_displacement and self._is_due(round)
+        instructions["measure"] = self._is_measured(round)
+        # Until it answers, nobody knows what the client has.
+        held, derives = self.held.pop(client, None), client in self.derivable
+        self.derivable.discard(client)
         if self.d_hat is None or self.memory is None:
             return {}, instructions
         clock = int(self.memory.clock)
         instructions["clock"] = clock
-        if self.held.get(client) == clock:
+        if held == clock:
             return {}, instructions
-        if client in self.derivable:
+        if derives:
             instructions["mean-steps"] = self.mean_steps
             return {}, instructions
         if is_displacement:
@@ -70,7 +79,9 @@ class Savic(FederatedStrategy):
             params = self._average(replies, weights)
         if not self.is_global:
             return params, _own_range(replies)
-        self._note_holders(round, replies)
+        self.derivable = set()
+        if self.experiment.keeps_preconditioner and round > 0 and self.memory is not None:
+            self.held |= dict.fromkeys((reply.client for reply in replies), int(self.memory.clock))
         if not self._is_due(round):
             return params, self._diagnostics(self.d_hat)
         previous = self.d_hat
@@ -96,18 +107,12 @@ class Savic(FederatedStrategy):
             return server_step.mix(params, d_hats, weights)
         return server_step.weighted_sum(params, weights)
 
+    def _is_measured(self, round: int) -> bool:
+        """Do clients send their statistic in this round?"""
+        return self.is_global and self.config.statistic != "displacement" and self._is_due(round)
+
     def _is_due(self, round: int) -> bool:
         return round % self.config.refresh_every == 0
-
-    def _note_holders(self, round: int, replies: list[Reply]) -> None:
-        """Only clients that answered surely have what they were sent, and only where they keep it."""
-        self.derivable = set()
-        if not self.experiment.keeps_preconditioner or round == 0 or self.memory is None:
-            return
-        asked, answered = set(self.sample(round)), {reply.client for reply in replies}
-        for client in asked - answered:
-            self.held.pop(client, None)
-        self.held |= dict.fromkeys(answered, int(self.memory.clock))
 
     def _diagnostics(self, previous: Tensor | None) -> dict[str, float]:
         if self.d_hat is None or self.memory is None:
@@ -120,6 +125,6 @@ def _own_range(replies: list[Reply]) -> dict[str, float]:
     """The range over clients of the D-hat that they keep themselves."""
     lows = [float(r.metrics["d-min"]) for r in replies if "d-min" in r.metrics]  # type: ignore[arg-type]
     highs = [float(r.metrics["d-max"]) for r in replies if "d-max" in r.metrics]  # type: ignore[arg-type]
-    if not lows:
+    if not lows or not min(lows) > 0:
         return {}
     return {"d_min": min(lows), "d_max": max(highs), "d_condition": max(highs) / min(lows)}

@@ -38,6 +38,7 @@ VARIANTS: list[dict[str, Any]] = [
     LOCAL | {"local_refresh": "step"},
     MIXED | {"local_refresh": "step"},
     LOCAL | {"start": "ones"},
+    MIXED | {"start": "ones"},
     {"start": "ones"},
     *MOMENTA,
     *(LOCAL | momentum for momentum in MOMENTA),
