@@ -20,8 +20,8 @@ from fedscale_local.errors import ConfigError
 FOLDER = Path(__file__).resolve().parents[1] / "conf"
 """The package conf beside this one, wherever both are installed."""
 
-_BY_TARGET = {"model": "custom", "strategy": "flower"}
-_ASSIGNMENT = re.compile(r"^(\+\+|\+|~)?([A-Za-z_][\w./]*(?:@[\w.:]+)?)(=.*)?$", re.DOTALL)
+_BY_TARGET = {"client": "custom", "model": "custom", "strategy": "flower"}
+_ASSIGNMENT = re.compile(r"^(\+\+|\+|~)?([A-Za-z_][\w./-]*(?:@[\w.:]+)?)(=.*)?$", re.DOTALL)
 _CONTENTS = re.compile(r"^  - (\w+): (\w+) *# *(.*)$", re.MULTILINE)
 
 

@@ -25,7 +25,7 @@ from fedscale_local.config_messages import Is
 from fedscale_local.errors import ConfigError, RunDirError
 
 
-class Client(Section):
+class LocalWork(Section):
     """What a client does in one round: exactly one of local_steps and local_epochs."""
 
     local_steps: Annotated[
@@ -42,6 +42,12 @@ class Client(Section):
     momentum_buffer: Literal["reset", "kept", "averaged"]
     weight_decay: Size
     drop_last: Flag
+
+
+class Client(LocalWork):
+    """The clients of this project: scaled local steps."""
+
+    name: Literal["scaled"]
 
 
 class Scaling(Section):
@@ -84,6 +90,18 @@ class Target(Section):
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments for the target."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class CustomClient(LocalWork, Target):
+    """Any Flower ClientApp, unmodified: the object at the import path."""
+
+    name: Literal["custom"]
+
+    @property
+    def run_config(self) -> dict[str, str | int | float | bool]:
+        """Every other key of the section, which is for the app to read; Flower has no null there."""
+        named = self.model_dump(exclude={"name", "target"})
+        return {key: value for key, value in named.items() if value is not None}
 
 
 class FlowerStrategy(Target):
@@ -243,6 +261,7 @@ def _model_tag(model: Any) -> str:
     return "torchvision" if name.startswith("torchvision/") else name
 
 
+ClientConfig = Annotated[Client | CustomClient, Field(discriminator="name")]
 StrategyConfig = Annotated[Strategy | FlowerStrategy, Field(discriminator="name")]
 DataConfig = Annotated[FileData | Shakespeare | Arrays | Quadratic | Synthetic, Field(discriminator="name")]
 PartitionConfig = Annotated[
@@ -279,7 +298,7 @@ class Config(Section):
     dtype: Literal["float32", "float64"]
     eval_every: Count
     checkpoint_every: NonNegative
-    client: Client
+    client: ClientConfig
     scaling: Scaling
     strategy: StrategyConfig
     data: DataConfig

@@ -47,6 +47,19 @@ def _counts(config: Config) -> Iterator[Problem]:
 
 
 def _client(config: Config) -> Iterator[Problem]:
+    if config.client.name == "custom":
+        if config.strategy.name != "flower":
+            yield (
+                f"strategy={config.strategy.name}",
+                "it asks clients for more than any ClientApp answers",
+                "choose strategy=flower, or client=steps",
+            )
+        if config.engine.name != "in_process":
+            yield (
+                f"engine={config.engine.name}",
+                "a ClientApp of your own runs in this process",
+                "choose engine=in_process, or client=steps",
+            )
     steps, epochs = config.client.local_steps, config.client.local_epochs
     if steps is None and epochs is None:
         yield (

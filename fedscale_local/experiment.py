@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedscale_local import data, models, records, reports
@@ -97,7 +98,22 @@ def _build(text: str) -> Experiment:
     return experiment
 
 
+def client_app(config: Config) -> ClientApp:
+    """Ours, or the one at client._target_."""
+    if not isinstance(config.client, CustomClient):
+        return locate(CLIENT_APP)  # type: ignore[no-any-return]
+    found = locate(config.client.target, "client._target_")
+    if not isinstance(found, ClientApp):
+        raise ConfigError(
+            f"client._target_={config.client.target}",
+            f"expected a Flower ClientApp, found a {type(found).__name__}",
+            "name the object itself, as my_package.my_module.app",
+        )
+    return found
+
+
 def _match(experiment: Experiment) -> None:
+    client_app(experiment.config)
     config, task = experiment.config, experiment.task
     eligible = len(experiment.eligible)
     if eligible == 0:
@@ -144,7 +160,7 @@ def _carry_out(experiment: Experiment, chosen: dict[str, Any]) -> Path:
     run_dir = Path(str(experiment.config.run_dir))
     engine = locate(f"fedscale_local.engines.{experiment.config.engine.name}.run")
     try:
-        engine(experiment, chosen, locate(SERVER_APP), locate(CLIENT_APP))
+        engine(experiment, chosen, locate(SERVER_APP), client_app(experiment.config))
     except KeyboardInterrupt:
         records.finish(run_dir, "interrupted")
         raise

@@ -276,17 +276,25 @@ def roster(grid: Grid, num_clients: int) -> dict[int, int]:
 
 
 @contextmanager
-def seeded_globals(seed: int, round: int) -> Iterator[None]:
-    """Flower's strategies sample from the global `random` and draw noise from NumPy's: seed both, then restore."""
-    states = random.getstate(), np.random.get_state()
-    number = derive(seed, "flower", round)
+def seeded_globals(seed: int, round: int, node: int = 0) -> Iterator[None]:
+    """Flower's strategies and other people's clients draw from global generators: seed them all, then restore."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    number = derive(seed, "flower", round, node)
     random.seed(number)
     np.random.seed(number % 2**32)
+    torch.manual_seed(number)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def round_of(message: Message) -> int:
+    """The round that a message speaks of; 0 where it speaks of none."""
+    said = (record.get(ROUND) for record in message.content.config_records.values())
+    return next((number for number in said if isinstance(number, int)), 0)
 
 
 def quiet_flower() -> None:

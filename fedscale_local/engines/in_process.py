@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedscale_local import flower_adapter as adapter
-from fedscale_local.config import to_json
+from fedscale_local.config import CustomClient, to_json
 from fedscale_local.config_engines import InProcess
 from fedscale_local.dense import layers
 from fedscale_local.engines.workers import Work, Workers
@@ -30,9 +30,14 @@ class InProcessGrid(Grid):
     """Delivers messages by calling the ClientApp; contexts exist only for clients that were called."""
 
     def __init__(
-        self, client_app: ClientApp, num_clients: int, run_config: dict[str, Any], **cohort_options: Any
+        self,
+        client_app: ClientApp,
+        num_clients: int,
+        run_config: dict[str, Any],
+        seed: int = 0,
+        **cohort_options: Any,
     ) -> None:
-        self.client_app = client_app
+        self.client_app, self.seed = client_app, seed
         self.run_config = run_config
         self.cohort_options = cohort_options
         self.node_of_client = range(FIRST_NODE, FIRST_NODE + num_clients)
@@ -71,7 +76,8 @@ class InProcessGrid(Grid):
         """One client as Flower calls it; its state is kept only when it did not raise."""
         before = RecordDict({key: record.copy() for key, record in context.state.items()})
         try:
-            reply = self.client_app(adapter.private_copy(message), context)
+            with adapter.seeded_globals(self.seed, adapter.round_of(message), context.node_id):
+                reply = self.client_app(adapter.private_copy(message), context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, expected a Message")
             return reply
@@ -135,11 +141,14 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     adapter.quiet_flower()
-    run_config = {"config": to_json(experiment.config)}
+    config = experiment.config
+    run_config: dict[str, Any] = {"config": to_json(config)}
+    if isinstance(config.client, CustomClient):
+        run_config = config.client.run_config | run_config
     runner = _Runner(chosen["workers"])
     options = {"stack_size": chosen["stack_size"], "run": runner}
     try:
-        grid = InProcessGrid(client_app, len(experiment.partition), run_config, **options)
+        grid = InProcessGrid(client_app, len(experiment.partition), run_config, config.seed, **options)
         server_app(grid, adapter.new_context(1, {}, run_config))
     finally:
         runner.close()
