@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedscale_local import data, models, records, reports
 from fedscale_local import run_dir as run_dirs
-from fedscale_local.config import Config, from_container, from_json, resolve_run_dir, to_json
+from fedscale_local.config import Config, CustomClient, from_container, from_json, resolve_run_dir, to_json
 from fedscale_local.data import partition as partitions
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
