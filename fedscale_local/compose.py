@@ -20,7 +20,11 @@ from fedscale_local.errors import ConfigError
 FOLDER = Path(__file__).resolve().parents[1] / "conf"
 """The package conf beside this one, wherever both are installed."""
 
-_BY_TARGET = {"client": "custom", "model": "custom", "strategy": "flower"}
+_BY_TARGET = {
+    "client": ("client=custom", "strategy=flower"),
+    "model": ("model=custom",),
+    "strategy": ("strategy=flower",),
+}
 _ASSIGNMENT = re.compile(r"^(\+\+|\+|~)?([A-Za-z_][\w./-]*(?:@[\w.:]+)?)(=.*)?$", re.DOTALL)
 _CONTENTS = re.compile(r"^  - (\w+): (\w+) *# *(.*)$", re.MULTILINE)
 
@@ -138,12 +142,14 @@ def launch(planned: Sweep, job: Callable[[dict[str, Any], str], None]) -> None:
 def prepare(overrides: Sequence[str]) -> list[str]:
     """The overrides as Hydra gets them: any key may be new, a group may be chosen with or without plus."""
     chosen = {_key(override) for override in overrides}
-    implied = [
-        f"{group}={name}"
-        for group, name in _BY_TARGET.items()
-        if f"{group}._target_" in chosen and group not in chosen
-    ]
-    return implied + [_prepared(override, set(groups())) for override in overrides]
+    implied = dict.fromkeys(
+        choice
+        for group, choices in _BY_TARGET.items()
+        if f"{group}._target_" in chosen
+        for choice in choices
+        if choice.partition("=")[0] not in chosen
+    )
+    return [*implied, *(_prepared(override, set(groups())) for override in overrides)]
 
 
 def _key(override: str) -> str:
