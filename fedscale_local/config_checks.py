@@ -48,6 +48,13 @@ def _counts(config: Config) -> Iterator[Problem]:
 
 def _client(config: Config) -> Iterator[Problem]:
     if config.client.name == "custom":
+        for key, value in config.client.run_config.items():
+            if not isinstance(value, str | int | float):
+                yield (
+                    f"client.{key}={show(value)}",
+                    "Flower's run_config holds numbers, strings, true and false",
+                    "write it as a string",
+                )
         if config.strategy.name != "flower":
             yield (
                 f"strategy={config.strategy.name}",

@@ -101,7 +101,7 @@ def _build(text: str) -> Experiment:
 def client_app(config: Config) -> ClientApp:
     """Ours, or the one at client._target_."""
     if not isinstance(config.client, CustomClient):
-        return locate(CLIENT_APP)  # type: ignore[no-any-return]
+        return locate(CLIENT_APP)
     found = locate(config.client.target, "client._target_")
     if not isinstance(found, ClientApp):
         raise ConfigError(

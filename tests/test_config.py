@@ -25,6 +25,7 @@ from fedscale_local.config import (
 from fedscale_local.errors import ConfigError, RunDirError
 
 NEEDS = {
+    ("client", "custom"): ["client._target_=my_package.app", "strategy=flower"],
     ("data", "arrays"): ["data.path=mine.npz"],
     ("model", "custom"): ["model._target_=torch.nn.Identity"],
 }
