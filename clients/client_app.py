@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from clients.training import ClientUpdate, Order, Outcome, plan, train
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import server_step
-from fedscale_local.config import from_json
 from fedscale_local.errors import ClientError
-from fedscale_local.experiment import Experiment, build
+from fedscale_local.experiment import Experiment, build, config_of
 from fedscale_local.scaling import Memory
 
 Train = Callable[[Experiment, Sequence[Order]], list[Outcome]]
@@ -37,7 +36,7 @@ def cohort(
     messages: Sequence[Message], contexts: Sequence[Context], stack_size: int = 1, run: Runner = run_here
 ) -> list[Message]:
     """One reply per message, in their order; a client that fails replies with an error."""
-    experiment = build(from_json(str(contexts[0].run_config["config"])))
+    experiment = build(config_of(contexts[0].run_config))
     orders = [_try_unpack(experiment, m, c) for m, c in zip(messages, contexts, strict=True)]
     cohorts = plan(experiment, [order for order in orders if isinstance(order, Order)], stack_size)
     outcomes: dict[int, Outcome] = {
@@ -71,6 +70,19 @@ def answer(message: Message, context: Context) -> Message:
 def which(message: Message, context: Context) -> Message:
     """Which client this node serves."""
     return adapter.partition_reply(message, context)
+
+
+@app.query("state")
+def tell_state(message: Message, context: Context) -> Message:
+    """What this client keeps from round to round, for the server's checkpoint."""
+    return Message(RecordDict(dict(context.state)), reply_to=message)
+
+
+@app.query("restore")
+def take_state(message: Message, context: Context) -> Message:
+    """Keep from now on what a checkpoint says."""
+    context.state = message.content
+    return Message(RecordDict(), reply_to=message)
 
 
 app.cohort = cohort  # type: ignore[attr-defined]

@@ -117,7 +117,7 @@ def _stems(folder: Path) -> list[str]:
 def _config_sum(config: str) -> str:
     """Of what decides the result; more rounds, another place or another pace of looking do not."""
     container = json.loads(config)
-    for key in ("num_rounds", "run_dir", "checkpoint_every", "engine", "tracking"):
+    for key in ("num_rounds", "run_dir", "checkpoint_every", "engine", "superlink", "tracking"):
         container.pop(key, None)
     return hashlib.sha256(json.dumps(container, sort_keys=True).encode()).hexdigest()
 

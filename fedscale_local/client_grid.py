@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedscale_local import flower_adapter as adapter
+from fedscale_local.errors import FedscaleError
 
 WAIT_SECONDS = 120.0
 """How long the start of a run waits for the nodes of all clients, and a new node's answer is waited for."""
@@ -23,11 +24,11 @@ WAIT_SECONDS = 120.0
 log = logging.getLogger(__name__)
 
 
-def by_client(grid: Grid, num_clients: int) -> Grid:
+def by_client(grid: Grid, num_clients: int, keeps_state: bool) -> Grid:
     """The grid itself if it has a node for each client index, else a ClientGrid over it, its clients awaited."""
     if hasattr(grid, "node_of_client"):
         return grid
-    clients = ClientGrid(grid, num_clients)
+    clients = ClientGrid(grid, num_clients, keeps_state)
     clients.wait()
     return clients
 
@@ -38,8 +39,10 @@ class ClientGrid(Grid):
     A client whose node is not there replies with an error at once; when its node comes (back), it is found.
     """
 
-    def __init__(self, grid: Grid, num_clients: int) -> None:
+    def __init__(self, grid: Grid, num_clients: int, keeps_state: bool = True) -> None:
         self.grid = grid
+        self.keeps_state = keeps_state
+        """Does a client keep anything that a checkpoint must have?"""
         self.node_of_client = range(adapter.FIRST_NODE, adapter.FIRST_NODE + num_clients)
         self.client_of: dict[int, int] = {}
         """Which client each node serves, in the order in which the nodes said so."""
@@ -108,6 +111,22 @@ class ClientGrid(Grid):
             if client in self.client_of.values():
                 log.warning("node %d claims client %d, which another node serves or served", node, client)
             self.client_of[node] = client
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """What each client keeps from round to round, by node id, fetched for a checkpoint."""
+        if not self.keeps_state:
+            return {}
+        questions = [adapter.message_to(node, RecordDict(), adapter.STATE) for node in self.node_of_client]
+        replies = self.send_and_receive(questions, timeout=WAIT_SECONDS)
+        return {r.metadata.src_node_id: r.content for r in replies if r.has_content() and len(r.content)}
+
+    def restore_clients(self, states: Mapping[int, RecordDict]) -> None:
+        """Give each client back what it kept; raises FedscaleError if one of them cannot be reached."""
+        orders = [adapter.message_to(node, state, adapter.RESTORE) for node, state in states.items()]
+        for reply in self.send_and_receive(orders, timeout=WAIT_SECONDS) if orders else []:
+            if reply.has_error():
+                client = reply.metadata.src_node_id - adapter.FIRST_NODE
+                raise FedscaleError(f"client {client} did not take back its state: {reply.error.reason}")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         raise NotImplementedError("strategies send and receive in one call")

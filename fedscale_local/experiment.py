@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,6 +29,7 @@ from fedscale_local.tasks import Task
 SERVER_APP, CLIENT_APP = "strategies.server_app.app", "clients.client_app.app"
 MAKE_STRATEGY = "strategies.server_app.make_strategy"
 """The apps that every engine runs; named here, because the machinery imports neither package."""
+Work = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ class Experiment:
         config = self.config.scaling
         seldom = config.refresh_every > 1 or config.statistic == "displacement"
         return config.scope == "global" and seldom and not self.scaling.is_identity
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """Does a client need in a later round what only it has?"""
+        own = self.config.scaling.scope == "local" and not self.scaling.is_identity
+        return own or self.keeps_preconditioner or self.config.client.momentum_buffer == "kept"
 
     def shard(self, client: int) -> Tensor:
         """The client's examples, as indices (n,) into the training set."""
@@ -139,28 +148,52 @@ def _match(experiment: Experiment) -> None:
 
 def run(config: Config) -> Path:
     """One whole run; returns its directory. What can be refused is refused before the directory is made."""
-    config = resolve_run_dir(config)
-    experiment = build(config)
-    chosen = locate(f"fedscale_local.engines.{config.engine.name}.choose")(experiment)
+    experiment = build(resolve_run_dir(config))
+    chosen, work = _engine(experiment)
     locate(MAKE_STRATEGY)(experiment)  # a strategy of the user's own may be refused too
-    records.create(Path(str(config.run_dir)), experiment, chosen)
-    return _carry_out(experiment, chosen)
+    return begin(experiment, chosen, work)
 
 
 def resume(run_dir: Path) -> Path:
     """Carry on a run from its newest checkpoint, or from the beginning where it has none; returns its directory."""
     config = from_container(run_dirs.read(run_dir).config).model_copy(update={"run_dir": str(run_dir)})
     experiment = build(config)
-    chosen = locate(f"fedscale_local.engines.{config.engine.name}.choose")(experiment)
-    return _carry_out(experiment, chosen)
+    return _carry_out(experiment, _engine(experiment)[1])
 
 
-def _carry_out(experiment: Experiment, chosen: dict[str, Any]) -> Path:
+def begin(experiment: Experiment, chosen: dict[str, Any], work: Work) -> Path:
+    """Make the run directory and do the rounds in it by `work`; `chosen` tells the manifest how."""
+    records.create(Path(str(experiment.config.run_dir)), experiment, chosen)
+    return _carry_out(experiment, work)
+
+
+def config_of(run_config: Mapping[str, Any]) -> Config:
+    """The configuration that a Flower run carries: the whole of one, or overrides of the defaults (`flwr run .`)."""
+    if run_config["config"]:
+        return from_json(str(run_config["config"]))
+    return _composed(str(run_config["overrides"]))
+
+
+@lru_cache(maxsize=1)
+def _composed(overrides: str) -> Config:
+    from fedscale_local import compose  # which asks Hydra; a whole configuration needs none
+
+    return compose.config(shlex.split(overrides))
+
+
+def _engine(experiment: Experiment) -> tuple[dict[str, Any], Work]:
+    """What the configured engine chooses, for the manifest, and all rounds on it."""
+    module = f"fedscale_local.engines.{experiment.config.engine.name}"
+    chosen = locate(f"{module}.choose")(experiment)
+    engine = locate(f"{module}.run")
+    return chosen, lambda: engine(experiment, chosen, locate(SERVER_APP), client_app(experiment.config))
+
+
+def _carry_out(experiment: Experiment, work: Work) -> Path:
     """The rounds that are still to do, how they ended, and the report."""
     run_dir = Path(str(experiment.config.run_dir))
-    engine = locate(f"fedscale_local.engines.{experiment.config.engine.name}.run")
     try:
-        engine(experiment, chosen, locate(SERVER_APP), client_app(experiment.config))
+        work()
     except KeyboardInterrupt:
         records.finish(run_dir, "interrupted")
         raise

@@ -30,6 +30,8 @@ from fedscale_local.vector import Layout
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 PRECONDITIONER, MEMORY, STATISTIC, MOMENTUM = "preconditioner", "memory", "statistic", "momentum"
 ROUND, NUM_EXAMPLES, PARTITION = "server-round", "num-examples", "partition-id"
+STATE, RESTORE = "query.state", "query.restore"
+"""Messages that fetch what a client keeps, and that give it back."""
 FIRST_NODE = 2
 """Node ids that strategies see follow the client indices from here; Flower keeps 1 for the server."""
 

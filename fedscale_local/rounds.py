@@ -32,7 +32,7 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
     Writes rounds.jsonl, timing.jsonl, checkpoints and, with the last round, model.safetensors.
     """
     config, task = experiment.config, experiment.task
-    grid = by_client(grid, len(experiment.partition))
+    grid = by_client(grid, len(experiment.partition), experiment.clients_keep_state)
     arrays = adapter.to_record(
         [(task.layout, task.initial_params), (task.buffer_layout, task.initial_buffers)]
     )
@@ -91,14 +91,14 @@ def _round(
 
 
 def _state(experiment: Experiment, strategy: Strategy, grid: Grid, arrays: ArrayRecord) -> dict[str, Any]:
-    """Everything that the next round needs: model, strategy, and what the clients keep in this process."""
+    """Everything that the next round needs: model, strategy, and what the clients keep."""
     params, buffers = _vectors(experiment, arrays)
-    contexts = getattr(grid, "contexts", {})
+    clients = grid.client_states()  # type: ignore[attr-defined]
     return {
         "params": params,
         "buffers": buffers,
         "strategy": adapter.dump_strategy(strategy),
-        "clients": {node: adapter.dump_records(c.state) for node, c in contexts.items() if c.state},
+        "clients": {node: adapter.dump_records(records) for node, records in clients.items()},
     }
 
 
@@ -108,8 +108,8 @@ def _restore(
     """Put strategy and clients back to where the checkpoint left them; its model."""
     task, state = experiment.task, kept.state
     adapter.load_strategy(strategy, state["strategy"])
-    for node, client_state in state["clients"].items():
-        grid.context(node).state = adapter.load_records(client_state)  # type: ignore[attr-defined]
+    clients = {node: adapter.load_records(records) for node, records in state["clients"].items()}
+    grid.restore_clients(clients)  # type: ignore[attr-defined]
     return adapter.to_record([(task.layout, state["params"]), (task.buffer_layout, state["buffers"])])
 
 

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedscale_local import rounds
-from fedscale_local.config import FlowerStrategy, from_json
-from fedscale_local.experiment import Experiment, build
+from fedscale_local.config import FlowerStrategy, resolve_run_dir
+from fedscale_local.errors import RunDirError
+from fedscale_local.experiment import Experiment, begin, build, config_of
 from fedscale_local.instantiate import instantiate
 from strategies.fedavg import FedAvg
 from strategies.savic import Savic
@@ -31,8 +32,23 @@ def make_strategy(experiment: Experiment) -> Strategy:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run all rounds of the configuration that came with the run."""
-    config = from_json(str(context.run_config["config"]))
-    experiment = build(config)
-    assert config.run_dir is not None, "the run directory is resolved before an engine starts"
-    rounds.run(experiment, make_strategy(experiment), grid, Path(config.run_dir))
+    """Run all rounds of the configuration that came with the run.
+
+    An engine made the run directory and waits for the end. Under `flwr run .` nobody did, and this is the whole run.
+    """
+    config = config_of(context.run_config)
+    if not context.run_config["config"]:
+        experiment = build(resolve_run_dir(config))
+        begin(experiment, {"name": "flwr run", "mode": "looped"}, lambda: _rounds(experiment, grid))
+    elif (Path(str(config.run_dir)) / "manifest.json").exists():
+        _rounds(build(config), grid)
+    else:
+        raise RunDirError(
+            f"run_dir={config.run_dir}",
+            "the server's side of this run was started where its run directory is not",
+            "start the SuperLink with --isolation process, and give it one run at a time",
+        )
+
+
+def _rounds(experiment: Experiment, grid: Grid) -> None:
+    rounds.run(experiment, make_strategy(experiment), grid, Path(str(experiment.config.run_dir)))

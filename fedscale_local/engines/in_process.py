@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,15 @@ class InProcessGrid(Grid):
             node_config = {"partition-id": node - FIRST_NODE, "num-partitions": len(self.node_of_client)}
             self.contexts[node] = adapter.new_context(node, node_config, self.run_config)
         return self.contexts[node]
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """What each client keeps from round to round, by node id."""
+        return {node: context.state for node, context in self.contexts.items() if context.state}
+
+    def restore_clients(self, states: Mapping[int, RecordDict]) -> None:
+        """Give each client back what it kept."""
+        for node, state in states.items():
+            self.context(node).state = state
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.node_of_client)
