@@ -89,9 +89,8 @@ def train(experiment: Experiment, cohort: Sequence[Order]) -> list[Outcome]:
 
 def _finite(order: Order, update: ClientUpdate) -> Outcome:
     """The update, unless a number in it is none: such a client has failed, and must not keep what it computed."""
-    memory = None if update.memory is None else update.memory.value
-    vectors = {"model": update.params, "statistic": update.statistic, "momentum": update.momentum, "D": memory}
-    for name, vector in vectors.items():
+    vectors = {"model": update.params, "statistic": update.statistic, "momentum": update.momentum}
+    for name, vector in {**vectors, "D": update.memory and update.memory.value}.items():
         if vector is not None and not bool(vector.isfinite().all()):
             reason = f"its {name} is no longer finite (mean loss {update.loss:g})"
             return ClientError("train", order.client, order.round, reason)

@@ -67,7 +67,8 @@ class LazyArray(Array):
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
-LazyArray.__qualname__ = Array.__qualname__  # Flower writes it into the object's bytes, which its id is the hash of
+# Flower writes this name into an object's bytes, which its id is the hash of.
+LazyArray.__qualname__ = Array.__qualname__
 
 
 def to_record(sections: Sections) -> ArrayRecord:
