@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 import time
@@ -245,3 +247,20 @@ def test_partition_without_labels_shows_sizes(capsys: pytest.CaptureFixture[str]
     assert cli.main(["partition", "data=quadratic", "num_clients=4", "--out", "sizes.png"]) == 0
     assert "4 clients, 200 examples; median 50" in capsys.readouterr().out
     assert Path("sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_control_c_ends_a_run_with_130(place: Path) -> None:
+    argv = command("run", *TINY.split(), "num_rounds=1000000", "run_dir=long")
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (place / "long" / "rounds.jsonl").is_file() and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "fedscale-local: interrupted" and "Traceback" not in err
+    assert json.loads((place / "long" / "manifest.json").read_text())["exit"] == "interrupted"

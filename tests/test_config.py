@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -45,7 +46,8 @@ def leaves(container: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-DEFAULT_KEYS = leaves(to_container(compose.config()))
+DEFAULT = to_container(compose.config())
+DEFAULT_KEYS = leaves(DEFAULT)
 
 
 def test_defaults() -> None:
@@ -155,7 +157,7 @@ def test_frozen() -> None:
 
 @pytest.mark.parametrize("key", DEFAULT_KEYS)
 def test_each_key_refuses_nonsense_and_names_itself(key: str) -> None:
-    container = to_container(compose.config())
+    container = copy.deepcopy(DEFAULT)
     *path, last = key.split(".")
     section = container
     for part in path:
@@ -171,7 +173,7 @@ def test_each_key_refuses_nonsense_and_names_itself(key: str) -> None:
     "key", [k for k in DEFAULT_KEYS if k not in ("strategy.name", "data.name", "partition.scheme")]
 )
 def test_each_key_is_needed(key: str) -> None:
-    container = to_container(compose.config())
+    container = copy.deepcopy(DEFAULT)
     *path, last = key.split(".")
     section = container
     for part in path:
@@ -231,7 +233,7 @@ def test_devices_read_the_configuration_without_hydra_and_torch() -> None:
 
 def resolved(run_dir: Path | str | None) -> Config:
     return resolve_run_dir(
-        compose.config().model_copy(update={"run_dir": None if run_dir is None else str(run_dir)})
+        from_container(DEFAULT).model_copy(update={"run_dir": None if run_dir is None else str(run_dir)})
     )
 
 
