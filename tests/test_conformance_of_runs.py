@@ -28,6 +28,7 @@ SMALL = (
 FEDAVG = ("strategy=fedavg",)
 DISPLACEMENT = ("scaling=adam", "scaling.statistic=displacement")
 MIXED = ("scaling=adam", "scaling.scope=local", "strategy.mixing=preconditioned")
+MOMENTUM = ("client.momentum=0.5",)
 D_BYTES = 7 * 8
 
 
@@ -56,11 +57,13 @@ def test_4_d_hat_changes_between_rounds_and_never_within_one(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[Tensor] = []
+    held: list[Tensor] = []
     step_ = Scaling.step_
 
     def noting(self: Scaling, v: Tensor, b: Tensor, d_hat: Tensor | None, step_size: float) -> Tensor:
         assert d_hat is not None
         used.append(d_hat.clone())
+        held.append(d_hat)
         return step_(self, v, b, d_hat, step_size)
 
     monkeypatch.setattr(Scaling, "step_", noting)
@@ -71,6 +74,9 @@ def test_4_d_hat_changes_between_rounds_and_never_within_one(
     for round in rounds:
         assert all(bool((d_hat == round[0]).all()) for d_hat in round)
     assert all(not bool((a[0] == b[0]).all()) for a, b in pairwise(rounds))
+    # And it is one tensor: every client of a round, at every step, reads the same memory.
+    for p in range(5):
+        assert len({d_hat.data_ptr() for d_hat in held[p * in_round : (p + 1) * in_round]}) == 1
 
 
 LEDGER = {
@@ -82,6 +88,11 @@ LEDGER = {
     "scaled global, Hutchinson": (("scaling=oasis",), 2, 2),
     "scaled global, refreshed every 6th round": (("scaling=adam", "scaling.refresh_every=6"), 7 / 6, 7 / 6),
     "preconditioned mixing": (MIXED, 2, 1),
+    "fedavg, kept momentum": ((*FEDAVG, *MOMENTUM, "client.momentum_buffer=kept"), 1, 1),
+    # Averaged momentum is sent from the second round on.
+    "fedavg, averaged momentum": ((*FEDAVG, *MOMENTUM, "client.momentum_buffer=averaged"), 2, 1 + 11 / 12),
+    "scaled global, averaged momentum": ((*MOMENTUM, "client.momentum_buffer=averaged"), 3, 2 + 11 / 12),
+    "preconditioned mixing, averaged momentum": ((*MIXED, *MOMENTUM, "client.momentum_buffer=averaged"), 3, 1 + 11 / 12),
 }
 
 
@@ -97,6 +108,17 @@ def test_10_the_byte_ledger_is_the_traffic_list(method: str, tmp_path: Path) -> 
 def test_10_the_probe_costs_one_model_down_and_one_statistic_up(tmp_path: Path) -> None:
     first = records(tmp_path / "run", "scaling=adam", "num_rounds=1")[0]
     assert first["probe_bytes_down"] == first["probe_bytes_up"] == 4 * D_BYTES
+
+
+def test_10_a_seldom_d_is_sent_once_to_each_client_that_has_not_got_it(tmp_path: Path) -> None:
+    lines = records(tmp_path / "run", "scaling=adam", "scaling.refresh_every=5", "clients_per_round=2", "num_rounds=20")
+    has: dict[int, int] = {}
+    for line in lines:
+        clock = 1 + (line["round"] - 1) // 5  # the probe was the first refresh
+        lacking = [client for client in line["clients"] if has.get(client) != clock]
+        assert line["bytes_down"] == (2 + len(lacking)) * D_BYTES
+        assert line["bytes_up"] == (2 + 2 * (line["round"] % 5 == 0)) * D_BYTES
+        has |= dict.fromkeys(line["clients"], clock)
 
 
 def test_10_with_displacement_d_goes_only_to_clients_that_missed_a_round(tmp_path: Path) -> None:
