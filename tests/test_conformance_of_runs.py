@@ -92,7 +92,11 @@ LEDGER = {
     # Averaged momentum is sent from the second round on.
     "fedavg, averaged momentum": ((*FEDAVG, *MOMENTUM, "client.momentum_buffer=averaged"), 2, 1 + 11 / 12),
     "scaled global, averaged momentum": ((*MOMENTUM, "client.momentum_buffer=averaged"), 3, 2 + 11 / 12),
-    "preconditioned mixing, averaged momentum": ((*MIXED, *MOMENTUM, "client.momentum_buffer=averaged"), 3, 1 + 11 / 12),
+    "preconditioned mixing, averaged momentum": (
+        (*MIXED, *MOMENTUM, "client.momentum_buffer=averaged"),
+        3,
+        1 + 11 / 12,
+    ),
 }
 
 
@@ -111,7 +115,9 @@ def test_10_the_probe_costs_one_model_down_and_one_statistic_up(tmp_path: Path) 
 
 
 def test_10_a_seldom_d_is_sent_once_to_each_client_that_has_not_got_it(tmp_path: Path) -> None:
-    lines = records(tmp_path / "run", "scaling=adam", "scaling.refresh_every=5", "clients_per_round=2", "num_rounds=20")
+    lines = records(
+        tmp_path / "run", "scaling=adam", "scaling.refresh_every=5", "clients_per_round=2", "num_rounds=20"
+    )
     has: dict[int, int] = {}
     for line in lines:
         clock = 1 + (line["round"] - 1) // 5  # the probe was the first refresh
