@@ -16,8 +16,9 @@ from torch import Tensor
 from clients.training import ClientUpdate, Order, Outcome, plan, train
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import server_step
+from fedscale_local.config import Config, CustomClient
 from fedscale_local.errors import ClientError
-from fedscale_local.experiment import Experiment, build, config_of
+from fedscale_local.experiment import Experiment, build, client_app, config_of
 from fedscale_local.scaling import Memory
 
 Train = Callable[[Experiment, Sequence[Order]], list[Outcome]]
@@ -61,9 +62,25 @@ def answer(message: Message, context: Context) -> Message:
     """One client's round; whatever goes wrong is a reply, for a node that gets none waits for ever."""
     torch.set_num_threads(1)  # more would change the order of sums
     try:
+        config = config_of(context.run_config)
+        if isinstance(config.client, CustomClient):
+            return _foreign(config, config.client, message, context)
         return cohort([message], [context])[0]
     except Exception as error:
         return adapter.error_reply(f"{type(error).__name__}: {error}", message)
+
+
+def _foreign(config: Config, client: CustomClient, message: Message, context: Context) -> Message:
+    """The reply of somebody else's ClientApp, which sees what it would see in process."""
+    node = adapter.FIRST_NODE + int(context.node_config[adapter.PARTITION])
+    own = adapter.new_context(node, dict(context.node_config), client.run_config | dict(context.run_config))
+    own.state = RecordDict({key: record.copy() for key, record in context.state.items()})
+    with adapter.seeded_globals(config.seed, adapter.round_of(message), node):
+        reply = client_app(config)(message, own)
+    if not isinstance(reply, Message):
+        raise TypeError(f"the ClientApp returned {type(reply).__name__}, expected a Message")
+    context.state = own.state
+    return reply
 
 
 @app.query()

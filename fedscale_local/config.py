@@ -298,6 +298,9 @@ class Config(Section):
     dtype: Literal["float32", "float64"]
     eval_every: Count
     checkpoint_every: NonNegative
+    round_timeout: Annotated[float | None, Field(gt=0), Is("seconds", "more than 0, or null for no limit")]
+    min_replies: Count
+    on_too_few: Literal["skip", "wait", "stop"]
     client: ClientConfig
     scaling: Scaling
     strategy: StrategyConfig

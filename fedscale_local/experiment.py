@@ -67,7 +67,9 @@ class Experiment:
 
     @property
     def clients_keep_state(self) -> bool:
-        """Does a client need in a later round what only it has?"""
+        """Does a client need in a later round what only it has? Of somebody else's nobody knows."""
+        if isinstance(self.config.client, CustomClient):
+            return True
         own = self.config.scaling.scope == "local" and not self.scaling.is_identity
         return own or self.keeps_preconditioner or self.config.client.momentum_buffer == "kept"
 

@@ -23,6 +23,7 @@ from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_grid import by_client
 from fedscale_local.config import to_json
 from fedscale_local.experiment import Experiment
+from fedscale_local.quorum import exchange
 from fedscale_local.replies import usable
 
 
@@ -69,12 +70,12 @@ def _round(
     with adapter.seeded_globals(config.seed, round):
         messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
     asked = sorted(client_of[message.metadata.dst_node_id] for message in messages)
-    down = _total_bytes(messages)
     clock.lap("configure_seconds")
-    replies = list(grid.send_and_receive(messages))
-    up = _total_bytes(replies)
+    sent, received, good, failures = exchange(
+        config, grid, messages, lambda got: usable(experiment, strategy, round, messages, got, client_of)
+    )
+    down, up = _total_bytes(sent), _total_bytes(received)
     clock.lap("clients_seconds")
-    good, failures = usable(experiment, strategy, round, messages, replies, client_of)
     aggregated, metrics = None, None
     with adapter.seeded_globals(config.seed, -round - 1):
         if good:
