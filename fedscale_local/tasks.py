@@ -117,7 +117,7 @@ class Task:
         return inputs(self.dataset, x, self.dtype)
 
     @cached_property
-    def _resident(self) -> Tensor | None:
+    def resident(self) -> Tensor | None:
         """All training inputs as the model sees them, where that is not too much to keep."""
         x = self.dataset.x
         fits = x.numel() * self.dtype.itemsize <= RESIDENT_BYTES
@@ -125,7 +125,7 @@ class Task:
 
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the training examples `indices` (B,)."""
-        x = self.inputs(self.dataset.x[indices]) if self._resident is None else self._resident[indices]
+        x = self.inputs(self.dataset.x[indices]) if self.resident is None else self.resident[indices]
         return x, self.targets(self.dataset.y[indices])
 
     def targets(self, y: Tensor) -> Tensor:

@@ -71,9 +71,9 @@ class Workers:
     def map(self, items: Sequence[Any], costs: Sequence[float], died: Callable[[Any, str], Any]) -> list[Any]:
         """One result per item, in their order; `died(item, reason)` stands for those of a worker that ended."""
         shares = _divide(costs, self.count)
-        for (_, connection), share in zip(self.processes, shares, strict=True):
+        for number, share in enumerate(shares):
             if share:
-                _send(connection, [items[i] for i in share])
+                self._give(number, [items[i] for i in share])
         results: dict[int, Any] = {}
         for number, share in enumerate(shares):
             if not share:
@@ -87,6 +87,13 @@ class Workers:
                 results |= {i: died(items[i], reason) for i in share}
                 self.processes[number] = self._start()
         return [results[i] for i in range(len(items))]
+
+    def _give(self, number: int, items: list[Any]) -> None:
+        try:
+            _send(self.processes[number][1], items)
+        except OSError:  # it ended while it waited: nothing of this round is lost
+            self.processes[number] = self._start()
+            _send(self.processes[number][1], items)
 
     def close(self) -> None:
         """End all workers; they also end by themselves when this process does."""
