@@ -174,7 +174,9 @@ class _Runner:
     def __call__(self, train: Work, experiment: Experiment, cohorts: Sequence[Sequence[Any]]) -> list[Any]:
         if self.num_workers == 1:
             return [train(experiment, cohort) for cohort in cohorts]
-        self.workers = self.workers or Workers(self.num_workers, train, experiment)
+        if self.workers is None:
+            _ = experiment.task.resident  # made here, it is one copy for all of them
+            self.workers = Workers(self.num_workers, train, experiment)
         costs = [sum(_cost(experiment, order.client) for order in cohort) for cohort in cohorts]
         return self.workers.map(cohorts, costs, _lost)
 
