@@ -1,0 +1,83 @@
+"""Forked workers: results in order and bit for bit; one that dies costs its own items and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from fedscale_local.engines.workers import Workers
+
+
+def work(shared: torch.Tensor, item: Any) -> Any:
+    """What the workers do: an item is a number to add, "die", or a tensor to double."""
+    if item == "die":
+        os._exit(9)
+    if isinstance(item, dict):
+        return {"doubled": item["tensor"] * 2, "same": [item["tensor"]] * 3, "empty": torch.zeros(0)}
+    return shared + item, os.getpid()
+
+
+def died(item: Any, reason: str) -> str:
+    return f"{item}: {reason}"
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    made = Workers(3, work, torch.arange(4.0))
+    yield made
+    made.close()
+
+
+def values(results: list[Any]) -> list[float]:
+    return [float(result[0][0]) for result in results]
+
+
+def test_results_come_in_the_order_of_the_items(workers: Workers) -> None:
+    costs = [1.0, 9.0, 2.0, 9.0, 3.0, 1.0, 1.0]
+    results = workers.map(range(7), costs, died)
+    assert values(results) == list(range(7))
+    processes = {result[1] for result in results}
+    assert len(processes) == 3 and os.getpid() not in processes
+    assert values(workers.map([5], [1.0], died)) == [5]
+    assert workers.map([], [], died) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+def test_tensors_cross_without_a_change(workers: Workers, dtype: torch.dtype) -> None:
+    tensor = (torch.randn(3_000_000, generator=torch.Generator().manual_seed(0)) * 1000).to(dtype)
+    (result,) = workers.map([{"tensor": tensor}], [1.0], died)
+    assert torch.equal(result["doubled"], tensor * 2) and result["doubled"].dtype == dtype
+    assert all(torch.equal(part, tensor) for part in result["same"])
+    assert result["empty"].shape == (0,)
+    result["doubled"].add_(1)  # what came over is writable
+
+
+def test_a_worker_that_dies_costs_its_own_items(workers: Workers) -> None:
+    first, second, third = workers.map([1, "die", 3], [1.0, 1.0, 1.0], died)
+    assert second == "die: the worker process ended with exit code 9"
+    assert values([first, third]) == [1, 3]
+    assert values(workers.map([1, 2, 3], [1.0, 1.0, 1.0], died)) == [1, 2, 3]
+
+
+def test_workers_that_die_while_they_wait_cost_nothing(workers: Workers) -> None:
+    before = [process.pid for process, _ in workers.processes]
+    for pid in before[:2]:
+        os.kill(pid, signal.SIGKILL)
+    for process, _ in workers.processes[:2]:
+        process.join()
+    assert values(workers.map([1, 2, 3], [1.0, 1.0, 1.0], died)) == [1, 2, 3]
+    assert [process.pid for process, _ in workers.processes][2] == before[2]
+
+
+def test_they_end_at_once(workers: Workers) -> None:
+    workers.map([1, "die", 3], [1.0, 1.0, 1.0], died)  # one of them is a late one
+    start = time.monotonic()
+    workers.close()
+    assert time.monotonic() - start < 2
+    assert [process.exitcode for process, _ in workers.processes] == [0, 0, 0]
