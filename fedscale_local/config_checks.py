@@ -61,12 +61,6 @@ def _client(config: Config) -> Iterator[Problem]:
                 "it asks clients for more than any ClientApp answers",
                 "choose strategy=flower, or client=steps",
             )
-        if config.engine.name != "in_process":
-            yield (
-                f"engine={config.engine.name}",
-                "a ClientApp of your own runs in this process",
-                "choose engine=in_process, or client=steps",
-            )
     steps, epochs = config.client.local_steps, config.client.local_epochs
     if steps is None and epochs is None:
         yield (

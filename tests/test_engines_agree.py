@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
-from whole_runs import configured
+from whole_runs import configured, save_arrays
 
 from fedscale_local import experiment, federation, processes
 
@@ -70,7 +71,7 @@ def marked(mark: bytes) -> list[int]:
 
 
 def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[bytes, bytes]:
-    """rounds.jsonl and model.safetensors of a run that left nothing behind."""
+    """The outcome of a run that left nothing behind."""
     ended: list[int] = []
     end = processes.end
 
@@ -93,7 +94,12 @@ def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[byte
         assert ended, "the run had processes of its own"
     assert not [process for process in ended if processes.is_alive(process)]
     assert not marked(str(outside).encode())
-    assert not list(outside.iterdir())
+    assert not list(outside.glob("fedscale-*"))
+    return outcome(run_dir)
+
+
+def outcome(run_dir: Path) -> tuple[bytes, bytes]:
+    """What the seed determines."""
     return (run_dir / "rounds.jsonl").read_bytes(), (run_dir / "model.safetensors").read_bytes()
 
 
@@ -116,6 +122,35 @@ def test_superlink_gives_the_same_bytes(
 ) -> None:
     got = run(tmp_path / "run", method, "engine=superlink", **{"superlink.federation": str(nodes)})
     assert got == reference[method]
+
+
+def test_somebody_elses_apps_give_the_same_bytes_on_ray(tmp_path: Path) -> None:
+    """A strategy of Flower, and a ClientApp with noise from a global generator, sampled by Flower's own draws."""
+    rng = np.random.default_rng(2)
+    x, y = [rng.normal(size=(7, 3)) for _ in range(CLIENTS)], [rng.integers(0, 2, 7) for _ in range(CLIENTS)]
+    arrays = str(save_arrays(tmp_path / "arrays.npz", x, y))
+    apps = ["strategy._target_=flwr.serverapp.strategy.FedAdam", "client._target_=foreign_app.noisy"]
+    more = {"strategy.fraction_train": 0.5, "client.file": arrays, "client.learning-rate": 0.1}
+    more |= {"data.path": arrays, "dtype": "float64"}
+    METHODS["foreign"] = ["data=arrays", *apps]
+    try:
+        here = run(tmp_path / "here", "foreign", "engine.mode=looped", "engine.workers=1", **more)
+        assert run(tmp_path / "ray", "foreign", "engine=ray", **more) == here
+    finally:
+        del METHODS["foreign"]
+    assert b'"failures": []' in here[0]
+
+
+def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
+    reference: dict[str, Any], tmp_path: Path
+) -> None:
+    method, run_dir = "savic, local", tmp_path / "run"
+    run(run_dir, method, "engine=ray", checkpoint_every=1)
+    (run_dir / "model.safetensors").unlink()
+    (run_dir / "checkpoints" / "round-000003.json").unlink()
+    with patch("fedscale_local.reports.write"):
+        experiment.resume(run_dir)
+    assert outcome(run_dir) == reference[method]
 
 
 def test_the_methods_differ(reference: dict[str, tuple[bytes, bytes]]) -> None:
