@@ -18,11 +18,13 @@ from torch import Tensor
 from fedscale_local import data, models, records, reports
 from fedscale_local import run_dir as run_dirs
 from fedscale_local.config import Config, CustomClient, from_container, from_json, resolve_run_dir, to_json
+from fedscale_local.curvature import rademacher
 from fedscale_local.data import partition as partitions
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
 from fedscale_local.errors import ConfigError, DataError
 from fedscale_local.instantiate import locate
+from fedscale_local.randomness import generator
 from fedscale_local.scaling import Scaling
 from fedscale_local.tasks import Task
 
@@ -145,6 +147,32 @@ def _match(experiment: Experiment) -> None:
             "engine.mode=stacked",
             "the model has running statistics or dropout, which a stack of clients cannot keep apart",
             "set engine.mode=looped, or use GroupNorm and no dropout",
+        )
+    _match_statistic(experiment)
+
+
+def _match_statistic(experiment: Experiment) -> None:
+    """Try the Hessian once where the scaling wants it: not every module of a user can be differentiated twice."""
+    if experiment.config.scaling.statistic != "hutchinson" or experiment.scaling.is_identity:
+        return
+    task = experiment.task
+    v = task.looped.start(task.initial_params)
+    batch = task.looped.batch([torch.arange(min(2, experiment.dataset.num_examples))], [])
+    probe = rademacher(generator(experiment.config.seed, "probe"), len(v), task.dtype)
+    try:
+        product = task.looped.hessian_vector(v, batch, probe)
+        fault = (
+            ""
+            if product.any()
+            else "its Hessian is zero, as if a part of it could be differentiated only once"
+        )
+    except RuntimeError as error:
+        fault = f"it cannot be differentiated twice ({str(error).splitlines()[0]})"
+    if fault:
+        raise ConfigError(
+            "scaling.statistic=hutchinson",
+            f"model={experiment.config.model.name} does not give Hessian-vector products: {fault}",
+            "set scaling.statistic=gradient with scaling=adam, or change the model",
         )
 
 
