@@ -1,0 +1,115 @@
+"""Every command and every piece of code in README.md and docs/ runs.
+
+How a fenced block is read, from top to bottom of a page, in one folder a page:
+
+* bash: run as it stands; every command has to succeed.
+* console: lines after `$ ` are run, and the other lines have to be among what they print, with other digits if need be.
+* python, yaml: where the sentence before ends "save this as `NAME`:" the block becomes that file; other Python is run.
+* diff: applied to a copy of the repository, which the page's later commands then use.
+
+Lines that set up an environment (make, pip, source) are not run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pages import PAGES, REPO, SETTING_UP, Block, blocks, commands
+
+from fedscale_local import compose
+
+PACKAGES = ("fedscale_local", "strategies", "clients", "conf")
+
+
+def is_installed() -> bool:
+    return Path(compose.FOLDER).parent != REPO
+
+
+def shims(folder: Path, packages: Path | None) -> dict[str, str]:
+    """An environment in which `python` and `fedscale-local` are those of this test; packages: where ours come from."""
+    folder.mkdir()
+    ours = "" if packages is None else str(packages)
+    for name, arguments in (("python", ""), ("fedscale-local", "-P -m fedscale_local.cli ")):
+        shim = folder / name
+        shim.write_text(
+            f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH${{PYTHONPATH:+:}}{ours}" exec {shlex.quote(sys.executable)} '
+            f'{arguments}"$@"\n'
+        )
+        shim.chmod(0o755)
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FEDSCALE_DATA")}
+    return clean | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+
+
+def apply(diff: str, tree: Path) -> None:
+    """Replace the lines that a diff takes away, in the file that it names; they have to be there once."""
+    header, *lines = diff.splitlines()[1:]
+    file = tree / header.removeprefix("+++ b/")
+    before = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "+")
+    after = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "-")
+    text = file.read_text(encoding="utf-8")
+    assert text.count(before) == 1, f"{file.name} has {text.count(before)} times:\n{before}"
+    file.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def masked(text: str) -> str:
+    """Numbers of the same kind look alike, and so does the space between words."""
+    return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)?", "#", text)).strip()
+
+
+def play(block: Block, folder: Path, env: dict[str, str]) -> None:
+    """Run a bash or console block and hold its words against what happened."""
+    expected = [line for line in block.text.splitlines() if not line.startswith("$ ")]
+    if block.language == "bash":
+        expected = []
+    asked = [command for command in commands(block) if not command.startswith(SETTING_UP)]
+    lines = ["set -u"]
+    for number, command in enumerate(asked):
+        told = number + 1 < len(asked) and asked[number + 1] == "echo $?"
+        lines += [command] if told else [f"{command} || {{ echo 'FAILED'; exit 3; }}"]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)],
+        cwd=folder,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, f"{block.text}\n{done.stdout}"
+    printed = {masked(line) for line in done.stdout.splitlines()}
+    missing = [line for line in expected if masked(line) not in printed]
+    assert not missing, f"not printed: {missing}\n{done.stdout}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
+    found, place = blocks(PAGES[name]), tmp_path / "place"
+    packages = None if is_installed() else REPO
+    if any(block.language == "diff" for block in found):
+        for part in (*PACKAGES, "tests", "docs", "benchmarks"):
+            shutil.copytree(REPO / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("pyproject.toml", "CHANGELOG.md", "README.md", "Makefile"):
+            shutil.copy(REPO / part, place / part)
+        packages = place
+    place.mkdir(exist_ok=True)
+    env = shims(tmp_path / "bin", packages)
+    for block in found:
+        if block.saved_as:
+            (place / block.saved_as).write_text(block.text, encoding="utf-8")
+        elif block.language == "diff":
+            apply(block.text, place)
+        elif block.language == "python":
+            script = tmp_path / "block.py"
+            script.write_text(block.text, encoding="utf-8")
+            play(Block("bash", f"python {shlex.quote(str(script))}", None), place, env)
+        elif block.language in ("bash", "console"):
+            play(block, place, env)
