@@ -16,10 +16,10 @@ from pathlib import Path
 from fedscale_local import compose, experiment
 
 METHODS = {
-    "Local SGD": (("strategy=fedavg",), (0.3, 1.0, 3.0, 10.0)),
-    "SAVIC, adam": (("strategy=savic", "scaling=adam"), (0.001, 0.003, 0.01, 0.03)),
+    "Local SGD": (("strategy=fedavg",), (0.1, 0.3, 1.0, 3.0, 10.0)),
+    "SAVIC, adam": (("strategy=savic", "scaling=adam"), (0.001, 0.003, 0.01, 0.03, 0.1)),
 }
-"""Overrides and step sizes of each method: half-decades around the default that its scaling brings."""
+"""Overrides and step sizes of each method, half a decade apart."""
 
 
 def trial(overrides: Sequence[str], run_dir: Path) -> dict[str, object]:
