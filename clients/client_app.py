@@ -17,6 +17,7 @@ from clients.training import ClientUpdate, Order, Outcome, plan, train
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import server_step
 from fedscale_local.config import Config, CustomClient
+from fedscale_local.data.shard import Place
 from fedscale_local.errors import ClientError
 from fedscale_local.experiment import Experiment, build, client_app, config_of
 from fedscale_local.scaling import Memory
@@ -37,7 +38,7 @@ def cohort(
     messages: Sequence[Message], contexts: Sequence[Context], stack_size: int = 1, run: Runner = run_here
 ) -> list[Message]:
     """One reply per message, in their order; a client that fails replies with an error."""
-    experiment = build(config_of(contexts[0].run_config))
+    experiment = build(config_of(contexts[0].run_config), _place(contexts[0]))
     orders = [_try_unpack(experiment, m, c) for m, c in zip(messages, contexts, strict=True)]
     cohorts = plan(experiment, [order for order in orders if isinstance(order, Order)], stack_size)
     outcomes: dict[int, Outcome] = {
@@ -103,6 +104,12 @@ def take_state(message: Message, context: Context) -> Message:
 
 
 app.cohort = cohort  # type: ignore[attr-defined]
+
+
+def _place(context: Context) -> Place | None:
+    """Where this device has its shard; None for one that holds the whole data set."""
+    path = context.node_config.get(adapter.DATA_PATH)
+    return None if path is None else Place(str(path), int(context.node_config[adapter.PARTITION]))
 
 
 def _try_unpack(experiment: Experiment, message: Message, context: Context) -> Order | ClientError:

@@ -219,6 +219,27 @@ def partition(arguments: list[str]) -> int:
     return 0
 
 
+def shard(arguments: list[str]) -> int:
+    """write what one client holds to a folder, for its device"""
+    parser = _parser(
+        "shard",
+        "Divide the examples as a run with these overrides would; write one client's part to a folder, so that its "
+        "device holds nothing else. The device's node names that folder: --node-config 'partition-id=N data-path=DIR'.",
+    )
+    _overrides(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--client", type=int, metavar="N", help="the client, from 0")
+    which.add_argument("--all", action="store_true", help="every client: DIR/0, DIR/1, ...")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder, new or empty")
+    parsed = parser.parse_intermixed_args(arguments)
+
+    from fedscale_local import compose, shards
+
+    config = compose.config([*parsed.overrides, "clients_per_round=null"])  # of no consequence here
+    shards.cut(config, parsed.client, parsed.out)
+    return 0
+
+
 def list_choices(arguments: list[str]) -> int:
     """list the choices of each group"""
     parser = _parser("list", "List the choices of each group of the configuration, one line each.")
@@ -250,6 +271,9 @@ def federation(arguments: list[str]) -> int:
     parser.add_argument("action", choices=["up", "status", "down"])
     parser.add_argument("--dir", required=True, metavar="DIR", help="where its keys, state and logs are")
     parser.add_argument("--nodes", type=int, default=3, help="up: how many nodes (%(default)s)")
+    parser.add_argument(
+        "--shards", metavar="DIR", help="up: node K serves DIR/K alone, as written by `shard --all`"
+    )
     parsed = parser.parse_args(arguments)
     if parsed.nodes < 1:
         raise ConfigError(
@@ -258,7 +282,8 @@ def federation(arguments: list[str]) -> int:
 
     from fedscale_local import federation
 
-    return federation.command(parsed.action, Path(parsed.dir), parsed.nodes)
+    shards = None if parsed.shards is None else Path(parsed.shards)
+    return federation.command(parsed.action, Path(parsed.dir), parsed.nodes, shards)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -266,6 +291,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume,
     "show": show,
     "partition": partition,
+    "shard": shard,
     "list": list_choices,
     "federation": federation,
 }

@@ -20,8 +20,10 @@ from fedscale_local import run_dir as run_dirs
 from fedscale_local.config import Config, CustomClient, from_container, from_json, resolve_run_dir, to_json
 from fedscale_local.curvature import rademacher
 from fedscale_local.data import partition as partitions
+from fedscale_local.data import shard
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
+from fedscale_local.data.shard import Place
 from fedscale_local.errors import ConfigError, DataError
 from fedscale_local.instantiate import locate
 from fedscale_local.randomness import generator
@@ -91,23 +93,28 @@ class Experiment:
         return self.config.clients_per_round or len(self.eligible)
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, place: Place | None = None) -> Experiment:
     """Load, divide, construct and match; whatever does not fit is refused here, before any work.
 
-    The last experiment is kept: server and clients of one process share it.
+    The last experiment is kept: server and clients of one process share it. A device that holds its own shard alone
+    says where; what only the whole data set can tell was matched where the run began.
     """
-    return _build(to_json(config))
+    return _build(to_json(config), place)
 
 
 @lru_cache(maxsize=1)
-def _build(text: str) -> Experiment:
+def _build(text: str, place: Place | None) -> Experiment:
     config = from_json(text)
-    dataset = data.load(config.data, config.seed, config.num_clients)
-    partition = partitions.make(config.partition, dataset, config.num_clients, config.seed)
+    if place is None:
+        dataset = data.load(config.data, config.seed, config.num_clients)
+        partition = partitions.make(config.partition, dataset, config.num_clients, config.seed)
+    else:
+        dataset, partition = shard.read(place, shard.origin(config))
     module = models.build(config.model, dataset, config.seed)
     task = Task(module, dataset, getattr(torch, config.dtype), config.client.weight_decay)
     experiment = Experiment(config, dataset, partition, task)
-    _match(experiment)
+    if place is None:
+        _match(experiment)
     return experiment
 
 

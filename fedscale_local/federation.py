@@ -1,9 +1,9 @@
 """A whole federation on this machine, for trying and for tests: one SuperLink, N SuperNodes, keys for all.
 
-DIR/federation.json         address, number of nodes, version
+DIR/federation.json         address, number of nodes, where their shards are, version
 DIR/ca.crt ca.key server.pem server.key superexec.secret
 DIR/superlink/              the SuperLink's state and log
-DIR/nodes/K/                node K's key, state and log; it serves client K
+DIR/nodes/K/                node K's key, state and log; it serves client K, from SHARDS/K if there are shards
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ START_SECONDS = 120.0
 Command = list[str | Path]
 
 
-def command(action: str, folder: Path, num_nodes: int) -> int:
+def command(action: str, folder: Path, num_nodes: int, shards: Path | None = None) -> int:
     """What `fedscale-local federation up|status|down` does; status is 1 if something of it is not running."""
     if action == "up":
-        up(folder, num_nodes, lambda text: print(text, file=sys.stderr))
+        up(folder, num_nodes, lambda text: print(text, file=sys.stderr), shards)
         print(
             f"run on it: fedscale-local run engine=superlink superlink.federation={folder} num_clients={num_nodes}"
         )
@@ -46,33 +46,46 @@ def command(action: str, folder: Path, num_nodes: int) -> int:
     return 0 if all(state["processes"].values()) else 1
 
 
-def up(folder: Path, num_nodes: int, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def up(
+    folder: Path,
+    num_nodes: int,
+    tell: Callable[[str], None] = lambda text: None,
+    shards: Path | None = None,
+) -> dict[str, Any]:
     """Make keys, start everything, return when every node is online. A failure leaves no process.
 
+    shards: node K gets the folder K in it as its data-path; None: nodes hold the whole data set.
+
     Raises:
-        RunDirError: the directory holds something already.
+        RunDirError: the directory holds something already, or a node's shard is not there.
         FedscaleError: something did not start; the message has the end of its log.
     """
     folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()):
         remedy = f"choose another --dir, or end it: fedscale-local federation down --dir {folder}"
         raise RunDirError(f"--dir={folder}", "the directory is not empty", remedy)
+    shards = None if shards is None else shards.resolve()
+    for node in range(num_nodes if shards is not None else 0):
+        if not (shards / str(node)).is_dir():  # type: ignore[operator]
+            remedy = "write them: fedscale-local shard --all --out DIR, with the overrides of the run"
+            raise RunDirError(f"--shards={shards}", f"there is no folder {node} for node {node}", remedy)
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     try:
-        return _up(folder, num_nodes, tell)
+        return _up(folder, num_nodes, tell, shards)
     except BaseException:
         end(_processes(folder))  # its logs stay
         raise
 
 
-def _up(folder: Path, num_nodes: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def _up(folder: Path, num_nodes: int, tell: Callable[[str], None], shards: Path | None) -> dict[str, Any]:
     keys.write_certificates(folder, [HOST, "localhost"])
     keys.write_shared_secret(folder / "superexec.secret")
     port, home = flower_command.free_port(), folder / "superlink"
     home.mkdir()
     address = f"{HOST}:{port}"
-    state = {"address": address, "nodes": num_nodes, "fedscale_local": fedscale_local.__version__}
+    state: dict[str, Any] = {"address": address, "nodes": num_nodes}
+    state |= {"shards": shards and str(shards), "fedscale_local": fedscale_local.__version__}
     (folder / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     env, log = flower_command.environment(home), home / "superlink.log"
     command: Command = ["flower-superlink", "--host", HOST, "--port", str(port), *_server_tls(folder)]
@@ -106,7 +119,10 @@ def start_node(folder: Path, node: int, num_nodes: int, address: str, register: 
     command: Command = ["flower-supernode", "--superlink", address, "--root-certificates", folder / "ca.crt"]
     command += ["--auth-supernode-private-key", key, *_server_tls(folder)]
     command += ["--host", HOST, "--port", str(flower_command.free_port())]
-    command += ["--node-config", f"partition-id={node} num-partitions={num_nodes}"]
+    config, shards = f"partition-id={node} num-partitions={num_nodes}", _state(folder)["shards"]
+    if shards is not None:
+        config += f" data-path={json.dumps(str(Path(shards) / str(node)), ensure_ascii=False)}"
+    command += ["--node-config", config]
     process = flower_command.start(
         command, home, home / "supernode.log", flower_command.environment(home)
     ).pid
@@ -126,8 +142,12 @@ def down(folder: Path) -> int:
 def status(folder: Path) -> dict[str, Any]:
     """Address, and the process id of the SuperLink and of each node: None for one that is not running."""
     folder = _existing(folder)
+    return _state(folder) | {"processes": {home.name: _running(home) for home in _homes(folder)}}
+
+
+def _state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return state | {"processes": {home.name: _running(home) for home in _homes(folder)}}
+    return state
 
 
 def _running(home: Path) -> int | None:

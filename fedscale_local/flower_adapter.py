@@ -29,7 +29,7 @@ from fedscale_local.vector import Layout
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 PRECONDITIONER, MEMORY, STATISTIC, MOMENTUM = "preconditioner", "memory", "statistic", "momentum"
-ROUND, NUM_EXAMPLES, PARTITION = "server-round", "num-examples", "partition-id"
+ROUND, NUM_EXAMPLES, PARTITION, DATA_PATH = "server-round", "num-examples", "partition-id", "data-path"
 STATE, RESTORE = "query.state", "query.restore"
 """Messages that fetch what a client keeps, and that give it back."""
 FIRST_NODE = 2

@@ -1,4 +1,4 @@
-"""What each client would hold, as a table for the terminal and a picture."""
+"""What each client holds: as a table for the terminal and a picture, or as a folder for its device."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from fedscale_local import data
 from fedscale_local.config import Config
 from fedscale_local.data import partition as partitions
+from fedscale_local.data import shard
 from fedscale_local.errors import InputError
 
 MAX_ROWS, MAX_CLASSES = 20, 12
@@ -50,6 +51,35 @@ def show(config: Config, picture: Path, console: Console | None = None) -> None:
             f"--out={picture}", f"cannot be written ({error.strerror})", "name another file"
         ) from None
     print(f"picture {picture}")
+
+
+def cut(config: Config, client: int | None, out: str) -> None:
+    """Write this client's shard to the folder `out`; None: everybody's, each to a folder in it, named by its number.
+
+    Raises InputError if the folder is not empty or cannot be written, or there is no such client.
+    """
+    folder = Path(out)
+    try:
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            found = "is a file" if folder.is_file() else "the directory is not empty"
+            raise InputError(f"--out={out}", found, "name another directory, or empty this one")
+        dataset = data.load(config.data, config.seed, config.num_clients)
+        partition = partitions.make(config.partition, dataset, config.num_clients, config.seed)
+        if client is not None and not 0 <= client < len(partition):
+            raise InputError(
+                f"--client={client}",
+                f"there are {len(partition)} clients",
+                f"set --client to 0..{len(partition) - 1}, or num_clients to more",
+            )
+        origin = shard.origin(config)
+        for index in range(len(partition)) if client is None else [client]:
+            own = folder / str(index) if client is None else folder
+            shard.write(own, dataset, partition, index, origin)
+            print(f"client {index}  {partition.sizes[index]} examples  {own}")
+    except OSError as error:
+        raise InputError(
+            f"--out={out}", f"cannot be written ({error.strerror})", "name another directory"
+        ) from None
 
 
 def table(sizes: np.ndarray, counts: np.ndarray | None, class_names: tuple[str, ...]) -> Table:

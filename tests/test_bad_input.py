@@ -225,6 +225,27 @@ PLACES = [
     Row("partition --out=shards.docx", "--out=shards.docx", ".svg", "as --out=shards.svg"),
     Row("partition --out=nowhere/shards.svg", "--out=nowhere/shards.svg", "no folder nowhere", "make it"),
 ]
+SHARDS = [
+    Row(
+        "shard data=synthetic num_clients=3 --client=3 --out=new", "--client=3", "there are 3 clients", "0..2"
+    ),
+    Row("shard data=synthetic num_clients=3 --client=-1 --out=new", "--client=-1", "3 clients", "0..2"),
+    Row(
+        "shard data=synthetic --client=one --out=new", "--client", "invalid int value: 'one'", "shard --help"
+    ),
+    Row("shard data=synthetic --client=0 --out=used", "--out=used", "not empty", "name another"),
+    Row("shard data=synthetic --all --out=text.npz", "--out=text.npz", "is a file", "name another"),
+    Row(
+        "shard data=synthetic --all --out=/proc/nothing",
+        "--out=/proc/nothing",
+        "cannot be written",
+        "another",
+    ),
+    Row("shard data=synthetic --out=new", "shard", "--client --all is required", "shard --help"),
+    Row("shard data=synthetic --all --client=0 --out=new", "shard", "not allowed with", "shard --help"),
+    Row("shard data=synthetic --all", "--out", "required", "shard --help"),
+    Row("federation up --dir=new --shards=used", "used", "no folder 0 for node 0", "shard --all"),
+]
 COMMANDS = [
     Row("rnu", "rnu", "expected one of run", "did you mean run"),
     Row("run --colour", "--colour", "unrecognized", "run --help"),
@@ -239,7 +260,7 @@ SWEEPS = [
     Row("run -m seed=1,,2", "seed=1,,2", "KEY=VALUE", "write it so"),
     Row("run -m seed=0,1 hydra.sweep.dir=sweep", "run_dir=sweep/1", "not empty", "choose another"),
 ]
-ROWS = KEYS + VALUES + CONFLICTS + DATA + PLACES + COMMANDS + SWEEPS
+ROWS = KEYS + VALUES + CONFLICTS + DATA + PLACES + SHARDS + COMMANDS + SWEEPS
 
 
 def write_inputs(folder: Path) -> None:
