@@ -109,6 +109,12 @@ def _scaling(config: Config) -> Iterator[Problem]:
             "a global D is frozen between two synchronisations",
             "set scaling.scope=local, or scaling.local_refresh=round",
         )
+    if scaling.local_refresh == "step" and scaling.refresh_every > 1:
+        yield (
+            f"scaling.refresh_every={scaling.refresh_every}",
+            "scaling.local_refresh=step refreshes D before every local step",
+            "set scaling.refresh_every=1, or scaling.local_refresh=round",
+        )
     if scaling.spatial_average and scaling.statistic != "hutchinson":
         yield (
             "scaling.spatial_average=true",

@@ -148,11 +148,12 @@ def _unknown(schema: type[BaseModel], place: _Place) -> tuple[str, str]:
     everywhere = list(dict.fromkeys(_all_keys(schema)))
     chosen = [name for name in everywhere if name == place.key]
     if chosen:
-        (owner,) = {c for c in _siblings(schema, group[0]) if last in _fields(c)} or {place.section}
+        owners = [c for c in _siblings(schema, group[0]) if last in _fields(c)] or [place.section]
+        takers = dict.fromkeys(choice for owner in owners for choice in _choices(owner))
         takes = ", ".join(k for k in here if k.rpartition(".")[2] not in CHOOSERS) or "no keys"
         return (
             f"this choice of {group[0]} has no such key, it takes {takes}",
-            f"leave it out, or choose {group[0]}={' or '.join(_choices(owner))}",
+            f"leave it out, or choose {group[0]}={' or '.join(takers)}",
         )
     same = [name for name in everywhere if name.rpartition(".")[2] == last]
     close = difflib.get_close_matches(place.key, here, n=1, cutoff=0.8) or same

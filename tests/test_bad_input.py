@@ -43,6 +43,7 @@ KEYS = [
     Row("run ++client=5", "client=5", "epochs, steps", "set client to one of them"),
     Row("run partition=iid partition.alpha=0.3", "partition.alpha=0.3", "no such key", "partition=dirichlet"),
     Row("run data.window=80", "data.window=80", "takes data.path", "data=shakespeare"),
+    Row("run model.name=torchvision/resnet18", "model.hidden", "no such key", "model=mlp"),
     Row("run model.name=mpl", "model.name=mpl", "expected one of", "did you mean model.name=mlp"),
     Row("run ~seed", "seed", "a whole number", "set seed to 0 or more"),
     Row("run seed", "'seed'", "KEY=VALUE", "write it so"),
@@ -132,6 +133,12 @@ CONFLICTS = [
         "scaling.statistic=displacement",
         "its D is global",
         "set scaling.scope=global",
+    ),
+    Row(
+        "run scaling.scope=local scaling.local_refresh=step scaling.refresh_every=3",
+        "scaling.refresh_every=3",
+        "before every local step",
+        "set scaling.refresh_every=1",
     ),
     Row("run scaling.local_refresh=step", "scaling.local_refresh=step", "frozen", "set scaling.scope=local"),
     Row(
