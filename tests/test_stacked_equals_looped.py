@@ -163,7 +163,9 @@ def test_momentum(model: str, buffer: str, data: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "clients"), [("mlp", 20), ("cnn", 6), ("resnet8", 3)])
 @pytest.mark.parametrize("method", ["scaling=adam", "scaling=oasis", "strategy=fedavg"])
-def test_real_images_at_the_step_sizes_that_are_used(model: str, clients: int, method: str, tmp_path: Path) -> None:
+def test_real_images_at_the_step_sizes_that_are_used(
+    model: str, clients: int, method: str, tmp_path: Path
+) -> None:
     overrides = (f"model={model}", method, f"clients_per_round={clients}", "num_rounds=3", "engine.workers=1")
     looped, stacked = (
         run(tmp_path / mode, *overrides, settings={"engine.mode": mode, "dtype": "float64", "eval_every": 3})
