@@ -151,9 +151,9 @@ class Task:
         return loss / count, None if self.dataset.kind == "regression" else correct / count
 
     def named(self, params: Tensor, buffers: Tensor) -> dict[str, Tensor]:
-        """Parameters and buffers by name, as a state dict holds them."""
-        named = self.layout.split(params)
-        return named | self.buffer_layout.split(buffers) if self.buffer_layout.names else named
+        """Parameters and buffers by name, as load_state_dict takes them; what nobody trains is as it was built."""
+        averaged = self.layout.split(params) | self.buffer_layout.split(buffers)
+        return averaged | {n: t for n, t in self.module.state_dict().items() if n not in averaged}
 
 
 class Looped:
