@@ -147,7 +147,7 @@ def _match(experiment: Experiment) -> None:
         raise ConfigError(
             f"clients_per_round={config.clients_per_round}",
             f"only {eligible} of {len(experiment.partition)} clients have enough examples for a batch",
-            "lower clients_per_round, or give the clients more data through partition or num_clients",
+            "lower clients_per_round (null: all of these), or give the clients more data by partition or num_clients",
         )
     if getattr(config.engine, "mode", "auto") == "stacked" and not task.is_stackable:
         raise ConfigError(
