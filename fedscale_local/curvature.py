@@ -44,6 +44,9 @@ class Oracle(Protocol):
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mini-batch loss (...,) and its gradient (..., d); the gradient is valid until the next call."""
 
+    def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
+        """The mini-batch gradient (..., d) at another point than the working copy; what `gradient` gave stays."""
+
     def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
         """Hess z, (..., d), for z (d,)."""
 

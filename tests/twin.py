@@ -271,6 +271,11 @@ class Quadratics:
         pulls = [self.curvature[client][i] @ (v - self.centre[client][i]) for i in batch]
         return np.mean(pulls, axis=0)
 
+    def loss(self, client: int, v: Vector, batch: list[int]) -> float:
+        apart = [v - self.centre[client][i] for i in batch]
+        bowls = [u @ self.curvature[client][i] @ u / 2 for i, u in zip(batch, apart, strict=True)]
+        return float(np.mean(bowls))
+
     def hvp(self, client: int, v: Vector, batch: list[int], z: Vector) -> Vector:
         return np.mean([self.curvature[client][i] @ z for i in batch], axis=0)
 
@@ -296,6 +301,9 @@ class LeastSquares:
     def gradient(self, client: int, v: Vector, batch: list[int]) -> Vector:
         return self.sampled_gradient(client, v, batch, self.y[client][batch])
 
+    def loss(self, client: int, v: Vector, batch: list[int]) -> float:
+        return float(np.mean((self.a[client][batch] @ v - self.y[client][batch]) ** 2) / 2)
+
     def hvp(self, client: int, v: Vector, batch: list[int], z: Vector) -> Vector:
         a = self.a[client][batch]
         return a.T @ (a @ z) / len(batch)
@@ -308,6 +316,13 @@ class Softmax:
     features: list[Vector]  # per client (n, features)
     targets: list[list[int]]  # per client, n labels
     num_classes: int
+
+    @classmethod
+    def drawn(cls, sizes: Sequence[int], num_features: int, num_classes: int) -> Softmax:
+        """Clients with so many examples each: normal features, uniform labels."""
+        rng = np.random.default_rng(11)
+        features = [rng.normal(size=(n, num_features)) for n in sizes]
+        return cls(features, [rng.integers(0, num_classes, n).tolist() for n in sizes], num_classes)
 
     @property
     def sizes(self) -> list[int]:
@@ -332,6 +347,11 @@ class Softmax:
 
     def gradient(self, client: int, v: Vector, batch: list[int]) -> Vector:
         return self.sampled_gradient(client, v, batch, [self.targets[client][i] for i in batch])
+
+    def loss(self, client: int, v: Vector, batch: list[int]) -> float:
+        p = self.probabilities(v, self.features[client][batch])
+        of_targets = [row[self.targets[client][i]] for row, i in zip(p, batch, strict=True)]
+        return -float(np.mean(np.log(of_targets)))
 
     def hvp(self, client: int, v: Vector, batch: list[int], z: Vector) -> Vector:
         x = self.features[client][batch]

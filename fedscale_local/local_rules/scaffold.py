@@ -1,0 +1,43 @@
+"""SCAFFOLD: control variates against client drift."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fedscale_local.local_rule import Again, LocalRule, Setting, Shared, State, add_share, whole
+
+
+def scaffold(setting: Setting, option: int) -> LocalRule:
+    """Each gradient is corrected by the difference between the client's own mean gradient and everybody's.
+
+        v <- v - step_size * (g - c_i + c)                before any preconditioner
+        c_i' = c_i - c + (x - v_K) / (K step_size)        option 2
+        c_i' = the client's full-batch gradient at x      option 1
+        server: c <- c + (S/N) mean(c_i' - c_i)           c and c_i are 0 at first
+
+    Source: Karimireddy et al. 2020 (arXiv 1910.06378), Algorithm 1.
+    Departures: option 2 takes x - v_K as it is, so with momentum or a preconditioner c_i is the mean scaled step and
+    not the mean gradient. Means are uniform, as in the paper (strategy.weighting=uniform); with examples S/N becomes
+    the round's part of all examples, so that c stays the weighted mean of all c_i.
+    """
+
+    def correct(state: State, v: Tensor, g: Tensor, again: Again) -> Tensor:
+        return g - state["own_control"] + state["control"]
+
+    def end(state: State, v: Tensor, num_steps: Tensor | float) -> None:
+        if option == 1:
+            new = state["full_gradient"]
+        else:
+            moved = (state["x"] - v) / (num_steps * setting.step_size)
+            new = state["own_control"] - state["control"] + moved
+        state["control"] = new - state["own_control"]
+        state["own_control"] = new
+
+    return LocalRule(
+        shared={"control": Shared(add_share)},
+        sends=("control",),
+        keeps={"own_control": whole},
+        wants_full_gradient=option == 1,
+        correct=correct,
+        end=end,
+    )

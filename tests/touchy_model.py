@@ -1,0 +1,40 @@
+"""A linear model that fails, or does not come back, on examples that say so by a large first feature."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from whole_runs import save_arrays
+
+RAISE, SPOIL, SLEEP = 1e6, 2e6, 3e6
+
+
+class Touchy(nn.Module):
+    """Raises, answers NaN or sleeps for the examples that say so; linear for all others."""
+
+    def __init__(self, features: int = 4, classes: int = 3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = set(x[:, 0].tolist())
+        if RAISE in asked:
+            raise ArithmeticError("no convergence")
+        if SLEEP in asked:
+            time.sleep(100_000)
+        out: Tensor = self.linear(x.clamp(-10, 10))
+        return out * torch.nan if SPOIL in asked else out
+
+
+def save(path: Path, sizes: Sequence[int], faults: Mapping[int, float]) -> Path:
+    """Arrays of clients with so many examples each, of which some have an example that says so."""
+    rng = np.random.default_rng(3)
+    x = [rng.normal(size=(n, 4)) for n in sizes]
+    for client, fault in faults.items():
+        x[client][1, 0] = fault
+    return save_arrays(path, x, [rng.integers(0, 3, n) for n in sizes])
