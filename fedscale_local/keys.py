@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +25,28 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedscale_local.errors import ConfigError
+
 VALID = timedelta(days=365)
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def write_federation(folder: Path, hosts: Sequence[str], num_nodes: int) -> None:
+    """Everything that a SuperLink under these names or numbers, and its nodes, need.
+
+    folder/         ca.crt, ca.key, server.pem, server.key, superexec.secret: the SuperLink's, and who submits runs
+    folder/nodes/K/ ca.crt, key, key.pub, local/: node K's. `local` is for its own port, which listens on loopback and
+                    has an authority of its own, so that no node holds a certificate that others would believe.
+    """
+    write_certificates(folder, [*dict.fromkeys((*hosts, *LOOPBACK))])
+    write_shared_secret(folder / "superexec.secret")
+    for node in range(num_nodes):
+        home = folder / "nodes" / str(node)
+        (home / "local").mkdir(parents=True, mode=0o700)
+        shutil.copy(folder / "ca.crt", home)
+        write_node_key(home / "key")
+        write_certificates(home / "local", LOOPBACK)
+        (home / "local" / "ca.key").unlink()  # it has signed all that it will
 
 
 def write_secret(path: Path, content: bytes) -> None:
@@ -32,6 +54,17 @@ def write_secret(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
+
+
+def refuse_readable(path: Path, where: str) -> None:
+    """Raise ConfigError for a secret that others on this machine may read or change."""
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"{where}={path}", "others on this machine can read it", f"chmod 600 {path}")
+
+
+def name_of_client(client: int) -> str:
+    """What a node's key is registered as, so that the node can serve this client alone."""
+    return f"client-{client}"
 
 
 def write_shared_secret(path: Path) -> None:

@@ -6,17 +6,33 @@ holds the other end is done or was killed, it ends the folder's processes and re
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""More threads would change the order of sums."""
+
+
+def inherited_path() -> str:
+    """PYTHONPATH for a child process that is to import the packages that this one does."""
+    prefixes = tuple(str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix))
+    own = dict.fromkeys(str(Path(entry).resolve()) for entry in sys.path)
+    return os.pathsep.join(e for e in own if not e.startswith(prefixes) and Path(e).exists())
 
 
 @contextmanager
@@ -34,6 +50,58 @@ def guarded_folder(prefix: str = "fedscale-") -> Iterator[Path]:
             clear(folder)
             assert guard.stdin is not None
             guard.stdin.close()
+
+
+@contextmanager
+def ending_after(seconds: float | None) -> Iterator[None]:
+    """End this process, with its stack on stderr, if the body takes longer: nothing less frees it, whatever it does."""
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class TooLate(BaseException):
+    """What `interrupted_after` raises; no Exception, so that nobody takes it for one of theirs."""
+
+
+@contextmanager
+def interrupted_after(seconds: float | None) -> Iterator[None]:
+    """Raise TooLate in the body after that time, as soon as Python has a say; only in the main thread.
+
+    An alarm that somebody else has set is left to them, and nothing interrupts the body meanwhile.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if seconds is None or not is_main or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise TooLate
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def in_time(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    late: Callable[[Item], Result],
+    seconds: float | None,
+) -> list[Result]:
+    """work(item) for one item after the other until that time is over, and late(item) for those that are left."""
+    done: list[Result] = []
+    with suppress(TooLate), interrupted_after(seconds):
+        for item in items:
+            done.append(work(item))
+    return done + [late(item) for item in items[len(done) :]]
 
 
 def clear(folder: Path) -> None:

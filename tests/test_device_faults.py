@@ -1,41 +1,87 @@
-"""Real signals on a real federation: a node killed in a round and started again, and the command interrupted."""
+"""The fault table on a real federation, with real signals: what a run records, how it ends, and what is left of it.
+
+One federation serves all cases; each has to leave it whole.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
+import faulty_app
+import numpy as np
 import pytest
-from whole_runs import configured
+import real_processes
+import whole_runs
+from real_processes import marked
+from whole_runs import save_arrays
 
-from fedscale_local import experiment, federation
+from fedscale_local import federation, keys, processes
 from fedscale_local.engines import flower_command
 
-NODES = 3
-PROBLEM = ["data=synthetic", "partition=natural", "model=logistic", "strategy=fedavg", "engine=superlink"]
+NODES = 4
+until = partial(real_processes.until, seconds=400)
+OURS = ("data=synthetic", "partition=natural", "model=logistic", "scaling=adam")
+THEIRS = ("data=arrays", "partition=natural", "strategy._target_=flwr.serverapp.strategy.FedAvg")
+LOOPED = ("engine.mode=looped", "engine.workers=1")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc"),
 ]
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "federation"
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("federation")
     federation.up(folder, NODES)
+    homes = [folder / "superlink", *(folder / "nodes").iterdir()]
     yield folder
     federation.down(folder)
+    assert not [process for home in homes for process in processes.processes_of(home)]
+
+
+@pytest.fixture
+def outside(nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a run has its own temporary files: nothing of it, and no client's process, is left afterwards."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    until(lambda: not list(folder.glob("fedscale-*")))
+    until(lambda: set(marked(f"TMPDIR={folder}")) <= of_the_federation(nodes))  # a node started meanwhile has it too
+    until(lambda: not working(nodes))
+
+
+def of_the_federation(folder: Path) -> set[int]:
+    homes = [folder / "superlink", *(folder / "nodes").iterdir()]
+    return {process for home in homes for process in processes.processes_of(home)}
+
+
+def working(folder: Path) -> list[int]:
+    """The processes of the federation in which a client is at work."""
+    found = []
+    for home in (folder / "nodes").iterdir():
+        for process in processes.processes_of(home):
+            try:
+                if b"flwr-clientapp" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    found.append(process)
+            except OSError:
+                continue
+    return found
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -43,60 +89,184 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def until(condition: Callable[[], bool], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+def run(run_dir: Path, *overrides: str, **settings: Any) -> whole_runs.Run:
+    return whole_runs.run(
+        run_dir, *overrides, settings={"num_clients": NODES, "clients_per_round": None} | settings
+    )
 
 
-def test_a_node_killed_in_a_round_is_missed_and_welcomed_back(nodes: Path, tmp_path: Path) -> None:
-    run_dir, problems = tmp_path / "run", []
+def failed(found: whole_runs.Run) -> list[list[int]]:
+    """The clients that failed, round by round."""
+    return [[failure["client"] for failure in line["failures"]] for line in found.lines]
 
-    def trouble() -> None:
+
+@contextmanager
+def meanwhile(trouble: Callable[[], None]) -> Iterator[None]:
+    problems: list[BaseException] = []
+
+    def work() -> None:
         try:
-            until(lambda: len(lines(run_dir)) == 1)
-            time.sleep(2)
-            os.kill(federation.status(nodes)["processes"]["1"], signal.SIGKILL)
-            assert federation.status(nodes)["processes"]["1"] is None
-            until(lambda: len(lines(run_dir)) == 3)
-            federation.start_node(nodes, 1, NODES, federation.status(nodes)["address"])
+            trouble()
         except BaseException as error:
             problems.append(error)
 
-    settings = {"num_clients": NODES, "clients_per_round": None, "num_rounds": 7, "round_timeout": 40.0}
-    settings |= {"superlink.federation": str(nodes), "run_dir": str(run_dir)}
-    helper = threading.Thread(target=trouble)
+    helper = threading.Thread(target=work)
     helper.start()
-    with patch("fedscale_local.reports.write"):
-        experiment.run(configured(*PROBLEM, settings=settings))
+    yield
     helper.join()
     assert not problems
-    found = lines(run_dir)
-    assert [line["round"] for line in found] == list(range(1, 8))
-    missing = [[failure["client"] for failure in line["failures"]] for line in found]
-    assert missing[0] == [] and missing[2] == [1] and missing[-1] == []
-    assert all(clients in ([], [1]) for clients in missing)
-    assert all(line["train_loss"] is not None for line in found)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_command_leaves_the_federation_and_nothing_else(
-    sign: signal.Signals, nodes: Path, tmp_path: Path
+def test_clients_that_misbehave_are_dropped_and_named(
+    nodes: Path, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_dir, outside = tmp_path / "run", tmp_path / "tmp"
-    outside.mkdir()
-    overrides = [*PROBLEM, f"num_clients={NODES}", "clients_per_round=null", "num_rounds=50"]
-    overrides += [f"superlink.federation={nodes}", f"run_dir={run_dir}"]
-    command = [sys.executable, "-m", "fedscale_local.cli", "run", *overrides]
-    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(outside)}, stderr=subprocess.PIPE) as process:
-        until(lambda: bool(lines(run_dir)))
-        process.send_signal(sign)
-        process.wait(60)
-    assert process.returncode == (130 if sign == signal.SIGINT else -signal.SIGKILL)
-    until(lambda: not list(outside.glob("fedscale-*")), 60)
-    home = nodes / "superlink"
-    if sign == signal.SIGINT:  # the run was stopped, so the nodes are free for another
-        said = flower_command.flwr(["list", flower_command.HERE], home, flower_command.environment(home))
-        assert [row["status"] for row in said["runs"]] == ["finished:stopped"]
+    """They raise, return nonsense or 100 MB of it or nothing, hang or die; the others' work is what remains."""
+    rng = np.random.default_rng(3)
+    x = [rng.normal(size=(n, 3)) for n in (5, 8, 4, 6)]
+    arrays = save_arrays(tmp_path / "four.npz", x, [rng.integers(0, 4, len(part)) for part in x])
+    settings = {"num_rounds": 7, "dtype": "float64", "client.local_steps": 3, "round_timeout": 60.0}
+    settings |= {"data.path": str(arrays), "client.file": str(arrays), "client.learning-rate": 0.1}
+    on_nodes = {"superlink.federation": str(nodes)}
+    found = run(
+        tmp_path / "run",
+        *THEIRS,
+        "client._target_=faulty_app.app",
+        "engine=superlink",
+        **settings,
+        **on_nodes,
+    )
+    told = {
+        (line["round"], failure["client"]): failure["reason"]
+        for line in found.lines
+        for failure in line["failures"]
+    }
+    for case, (_, reason) in faulty_app.FAULTS.items():
+        assert told.get(case, "").startswith(reason), f"round and client {case}"
+    busy = {case: reason for case, reason in told.items() if case not in faulty_app.FAULTS}
+    assert all(round in (4, 5, 6) and client in (2, 3) for round, client in busy), busy
+    assert set(busy.values()) <= {"no reply in time"}, "who hung or died is free again within two minutes or so"
+    assert found.lines[-1]["failures"] == []
+    assert max(len(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) < 2000
+
+    monkeypatch.setattr(faulty_app, "FAULTS", told)
+    here = run(tmp_path / "here", *THEIRS, "client._target_=faulty_app.absent", *LOOPED, **settings)
+    assert failed(here) == failed(found)
+    assert here.bytes[1] == found.bytes[1]
+
+
+def test_a_node_killed_in_a_round_is_missed_and_welcomed_back_and_one_that_stays_away_is_missed(
+    nodes: Path, outside: Path, tmp_path: Path
+) -> None:
+    back, gone, run_dir = 1, 2, tmp_path / "run"
+
+    def trouble() -> None:
+        until(lambda: len(lines(run_dir)) == 1)
+        time.sleep(2)  # within round 2
+        for node in (back, gone):
+            os.kill(federation.status(nodes)["processes"][str(node)], signal.SIGKILL)
+        assert federation.status(nodes)["processes"][str(back)] is None
+        until(lambda: len(lines(run_dir)) == 3)
+        federation.start_node(nodes, back, NODES, federation.status(nodes)["address"])
+
+    settings = {"num_rounds": 5, "round_timeout": 45.0, "superlink.federation": str(nodes)}
+    with meanwhile(trouble):
+        found = run(run_dir, *OURS, "engine=superlink", **settings)
+    assert [line["round"] for line in found.lines] == list(range(1, 6))
+    missing = failed(found)
+    assert missing[0] == [] and missing[2] == [back, gone] and missing[-1] == [gone]
+    assert all(client in (back, gone) for clients in missing for client in clients)
+    assert all(line["train_loss"] is not None for line in found.lines)
+    assert federation.restart(nodes) == 1
     assert all(federation.status(nodes)["processes"].values())
+
+
+def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_undisturbed_one(
+    nodes: Path, outside: Path, tmp_path: Path
+) -> None:
+    run_dir, rounds = tmp_path / "run", 6
+    overrides = [*OURS, f"num_clients={NODES}", "clients_per_round=null", f"num_rounds={rounds}"]
+    overrides += [
+        "checkpoint_every=1",
+        f"superlink.federation={nodes}",
+        f"run_dir={run_dir}",
+        "engine=superlink",
+    ]
+    home = nodes / "superlink"
+
+    def disturbed(arguments: list[str], at: int, trouble: Callable[[int], None]) -> tuple[int, str]:
+        """Status and message of a command that meets with trouble after round `at`."""
+        command = [sys.executable, "-m", "fedscale_local.cli", *arguments]
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        ) as process:
+            until(lambda: len(lines(run_dir)) >= at or process.poll() is not None)
+            trouble(process.pid)
+            said = process.communicate(timeout=400)[1]
+        until(lambda: not list(outside.glob("fedscale-*")))
+        assert len(lines(run_dir)) < rounds
+        return process.returncode, said
+
+    assert disturbed(["run", *overrides], 1, lambda process: os.kill(process, signal.SIGINT))[0] == 130
+    told = flower_command.flwr(["list", flower_command.HERE], home, flower_command.environment(home))
+    assert {row["status"] for row in told["runs"]} <= {"finished:stopped", "finished:completed"}
+
+    carry_on = ["resume", str(run_dir)]
+    assert disturbed(carry_on, 2, lambda process: os.kill(process, signal.SIGKILL))[0] == -signal.SIGKILL
+
+    def end_superlink(process: int) -> None:
+        os.kill(federation.status(nodes)["processes"]["superlink"], signal.SIGKILL)
+
+    status, said = disturbed(carry_on, 3, end_superlink)
+    assert (status, said.count("fedscale-local: ")) == (1, 1)
+    assert "the SuperLink says nothing of the run any more" in said
+    assert f"carry on with fedscale-local resume {run_dir}" in said and "Traceback" not in said
+    status, said = disturbed(carry_on, 99, lambda process: None)
+    assert status == 1 and "nobody answers there" in said
+    assert federation.restart(nodes) == 1
+    done = subprocess.run(
+        [sys.executable, "-m", "fedscale_local.cli", *carry_on], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    here = run(tmp_path / "here", *OURS, *LOOPED, num_rounds=rounds)
+    assert (
+        tuple((run_dir / name).read_bytes() for name in ("rounds.jsonl", "model.safetensors")) == here.bytes
+    )
+
+
+def test_strangers_are_refused_and_reported(nodes: Path, outside: Path, tmp_path: Path) -> None:
+    """A key that nobody registered, a CA of its own, and a registered node that claims another's client."""
+    elsewhere, address = tmp_path / "elsewhere", federation.status(nodes)["address"]
+    homes = {name: elsewhere / name for name in ("unregistered", "wrong CA", "replaying")}
+    for name, home in homes.items():
+        home.mkdir(parents=True)
+        keys.write_federation(home, ["127.0.0.1"], 1)
+        shutil.copy(nodes / "federation.json", home)
+        if name != "wrong CA":
+            shutil.copy(nodes / "ca.crt", home / "nodes" / "0")
+    os.kill(federation.status(nodes)["processes"]["3"], signal.SIGKILL)
+    shutil.copy(nodes / "nodes" / "3" / "key", homes["replaying"] / "nodes" / "0")
+    logs = {name: home / "nodes" / "0" / "supernode.log" for name, home in homes.items()}
+    try:
+        for name in ("unregistered", "wrong CA"):
+            federation.start_node(homes[name], 0, 1, address)
+        until(lambda: "certificate verify failed" in logs["wrong CA"].read_text().lower())
+        until(lambda: "failed to activate" in logs["unregistered"].read_text().lower())
+        until(lambda: federation._online(nodes / "superlink") == NODES - 1)  # a key serves one node at a time
+        federation.start_node(homes["replaying"], 0, 1, address)
+        until(lambda: federation._online(nodes / "superlink") == NODES)
+        settings = {"num_clients": 3, "num_rounds": 2}
+        found = run(
+            tmp_path / "run", *OURS, "engine=superlink", **settings, **{"superlink.federation": str(nodes)}
+        )
+        for name, log in logs.items():
+            print(name, log.read_text())
+    finally:
+        for home in homes.values():
+            processes.end(processes.processes_of(home / "nodes" / "0"))
+    claim = (
+        "the node registered as client-3 says that it serves client 0: refused, its name is that of another"
+    )
+    assert [line["failures"] for line in found.lines] == [[{"client": None, "reason": claim}], []]
+    here = run(tmp_path / "here", *OURS, *LOOPED, **settings)
+    assert here.bytes[1] == found.bytes[1]
+    assert federation.restart(nodes) == 1

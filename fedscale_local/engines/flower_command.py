@@ -12,12 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fedscale_local.errors import FedscaleError
+from fedscale_local.processes import ONE_THREAD, inherited_path
 
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -27,24 +28,20 @@ QUIET = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
 }
 """Nothing is installed, reported or looked up; who waits for work looks five times a second."""
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""More threads would change the order of sums."""
 
 HERE = "here"
+Command = list[str | Path]
 
 
 def environment(folder: Path) -> dict[str, str]:
     """What a child process inherits: the same packages, the same commands, Flower's state in `folder`."""
-    prefixes = tuple(str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix))
-    own = [str(Path(entry).resolve()) for entry in sys.path]
-    own = [entry for entry in dict.fromkeys(own) if not entry.startswith(prefixes) and Path(entry).exists()]
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {
         **os.environ,
         **QUIET,
         **ONE_THREAD,
         "PATH": commands,
-        "PYTHONPATH": os.pathsep.join(own),
+        "PYTHONPATH": inherited_path(),
         "FLWR_HOME": str(folder),
     }
 
@@ -75,6 +72,32 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+@contextmanager
+def reading(
+    command: Sequence[str | Path], folder: Path, log: Path, env: Mapping[str, str]
+) -> Iterator[IO[str]]:
+    """The lines that a child process prints, as it prints them; its stderr goes to `log`. It ends with the body."""
+    with (
+        log.open("ab") as errors,
+        subprocess.Popen(
+            [str(part) for part in command],
+            cwd=folder,
+            env={**env, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        finally:
+            process.kill()
 
 
 def flwr(arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]) -> dict[str, Any]:

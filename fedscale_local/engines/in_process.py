@@ -6,9 +6,15 @@ called one by one, as Flower calls it. What a strategy sees does not differ.
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +23,22 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedscale_local import flower_adapter as adapter
+from fedscale_local.client_store import OnDisk
 from fedscale_local.config import CustomClient, to_json
 from fedscale_local.config_engines import InProcess
 from fedscale_local.dense import layers
 from fedscale_local.engines.workers import Work, Workers
-from fedscale_local.errors import ClientError
+from fedscale_local.errors import late, lost
 from fedscale_local.experiment import Experiment
 from fedscale_local.flower_adapter import FIRST_NODE
+from fedscale_local.processes import TooLate, in_time, interrupted_after
 
 
 class InProcessGrid(Grid):
-    """Delivers messages by calling the ClientApp; contexts exist only for clients that were called."""
+    """Delivers messages by calling the ClientApp; between two calls of a client there is its state alone.
+
+    states: what clients keep, by node id; a mapping on disk keeps it out of memory.
+    """
 
     def __init__(
         self,
@@ -35,32 +46,34 @@ class InProcessGrid(Grid):
         num_clients: int,
         run_config: dict[str, Any],
         seed: int = 0,
+        states: MutableMapping[int, RecordDict] | None = None,
         **cohort_options: Any,
     ) -> None:
         self.client_app, self.seed = client_app, seed
         self.run_config = run_config
         self.cohort_options = cohort_options
         self.node_of_client = range(FIRST_NODE, FIRST_NODE + num_clients)
-        self.contexts: dict[int, Context] = {}
+        self.states = {} if states is None else states
+        self.keeps_elsewhere = states is not None
         self.num_sent = 0
         self.replies: dict[str, Message] = {}
         adapter.become_server()
 
     def context(self, node: int) -> Context:
-        """The node's own context, kept for the whole run."""
-        if node not in self.contexts:
-            node_config = {"partition-id": node - FIRST_NODE, "num-partitions": len(self.node_of_client)}
-            self.contexts[node] = adapter.new_context(node, node_config, self.run_config)
-        return self.contexts[node]
+        """The node's context as its last call left it."""
+        node_config = {"partition-id": node - FIRST_NODE, "num-partitions": len(self.node_of_client)}
+        context = adapter.new_context(node, node_config, self.run_config)
+        context.state = self.states.get(node, context.state)
+        return context
 
     def client_states(self) -> dict[int, RecordDict]:
         """What each client keeps from round to round, by node id."""
-        return {node: context.state for node, context in self.contexts.items() if context.state}
+        states = {node: adapter.kept(state) for node, state in self.states.items()}
+        return {node: state for node, state in states.items() if state}
 
     def restore_clients(self, states: Mapping[int, RecordDict]) -> None:
         """Give each client back what it kept."""
-        for node, state in states.items():
-            self.context(node).state = state
+        self.states.update(states)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.node_of_client)
@@ -78,14 +91,24 @@ class InProcessGrid(Grid):
         cohort = getattr(self.client_app, "cohort", None)
         if cohort is not None:
             replies: list[Message] = cohort(stamped, contexts, **self.cohort_options)
-            return replies
-        return [self._call(message, context) for message, context in zip(stamped, contexts, strict=True)]
+        else:
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
+            replies = []
+            with suppress(TooLate):
+                for message, context in zip(stamped, contexts, strict=True):
+                    replies.append(self._call(message, context, deadline - time.monotonic()))
+        kept = [c for c in contexts if c.state or c.node_id in self.states]
+        self.states.update({context.node_id: context.state for context in kept})
+        return replies
 
-    def _call(self, message: Message, context: Context) -> Message:
-        """One client as Flower calls it; its state is kept only when it did not raise."""
+    def _call(self, message: Message, context: Context, seconds: float) -> Message:
+        """One client as Flower calls it; its state is kept only when it did not raise and was in time."""
         before = RecordDict({key: record.copy() for key, record in context.state.items()})
         try:
-            with adapter.seeded_globals(self.seed, adapter.round_of(message), context.node_id):
+            with (
+                adapter.seeded_globals(self.seed, adapter.round_of(message), context.node_id),
+                interrupted_after(None if seconds == math.inf else seconds),
+            ):
                 reply = self.client_app(adapter.private_copy(message), context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, expected a Message")
@@ -93,6 +116,9 @@ class InProcessGrid(Grid):
         except Exception as error:
             context.state = before
             return adapter.error_reply(f"{type(error).__name__}: {error}", message)
+        except TooLate:
+            context.state = before
+            raise
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         replies = list(self.send_and_receive(messages))
@@ -141,8 +167,14 @@ STACK_NUMBERS = 500_000
 
 
 def _num_cores() -> int:
-    """The cores this process may use; one where processes cannot safely be forked."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    """The cores this process may use; one where processes cannot safely be forked.
+
+    FEDSCALE_CORES is this run's share where several runs are at work, as in a sweep.
+    """
+    if sys.platform != "linux":
+        return 1
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, int(os.environ.get("FEDSCALE_CORES", cores)))
 
 
 def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:
@@ -154,45 +186,46 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     run_config: dict[str, Any] = {"config": to_json(config)}
     if isinstance(config.client, CustomClient):
         run_config = config.client.run_config | run_config
-    runner = _Runner(chosen["workers"])
+    runner = _Runner(chosen["workers"], config.round_timeout)
     options = {"stack_size": chosen["stack_size"], "run": runner}
+    engine, kept = config.engine, Path(str(config.run_dir)) / "client_state"
+    states = OnDisk(kept) if isinstance(engine, InProcess) and engine.client_state == "disk" else None
     try:
-        grid = InProcessGrid(client_app, len(experiment.partition), run_config, config.seed, **options)
+        grid = InProcessGrid(
+            client_app, len(experiment.partition), run_config, config.seed, states, **options
+        )
         server_app(grid, adapter.new_context(1, {}, run_config))
     finally:
         runner.close()
         torch.set_num_threads(threads)
+        shutil.rmtree(kept, ignore_errors=True)  # checkpoints have it
 
 
 class _Runner:
     """Runs cohorts on workers that are forked when the first round asks for them; one worker is this process."""
 
-    def __init__(self, num_workers: int) -> None:
-        self.num_workers = num_workers
+    def __init__(self, num_workers: int, round_timeout: float | None) -> None:
+        self.num_workers, self.round_timeout = num_workers, round_timeout
         self.workers: Workers | None = None
 
     def __call__(self, train: Work, experiment: Experiment, cohorts: Sequence[Sequence[Any]]) -> list[Any]:
         if self.num_workers == 1:
-            return [train(experiment, cohort) for cohort in cohorts]
+            return in_time(partial(train, experiment), cohorts, late, self.round_timeout)
         if self.workers is None:
             _ = experiment.task.resident  # made here, it is one copy for all of them
             self.workers = Workers(self.num_workers, train, experiment)
-        costs = [sum(_cost(experiment, order.client) for order in cohort) for cohort in cohorts]
-        return self.workers.map(cohorts, costs, _lost)
+        costs = [sum(cost(experiment, order.client) for order in cohort) for cohort in cohorts]
+        return self.workers.map(cohorts, costs, lost, self.round_timeout)
 
     def close(self) -> None:
         if self.workers is not None:
             self.workers.close()
 
 
-def _cost(experiment: Experiment, client: int) -> float:
+def cost(experiment: Experiment, client: int) -> float:
     """Examples that the client will work through in a round."""
     config, size = experiment.config.client, int(experiment.partition.sizes[client])
     if config.local_epochs is not None:
         return size * config.local_epochs
     batch = size if config.batch_size == "full" else min(size, config.batch_size)
     return batch * (config.local_steps or 0)
-
-
-def _lost(cohort: Sequence[Any], reason: str) -> list[ClientError]:
-    return [ClientError("train", order.client, order.round, reason) for order in cohort]

@@ -2,6 +2,9 @@
 
 The SuperLink is a child of this process, so it ends with the run. Ray starts anew for each run, which takes about
 fifteen seconds, unless engine.address names a cluster that is up.
+
+The ServerApp sends a round's clients in chunks (fedscale_local/engines/chunks.py), so Flower sees as many nodes as
+there are chunks at most; with somebody else's ClientApp it sees the clients.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedscale_local.config import CustomClient
 from fedscale_local.config_engines import Ray
 from fedscale_local.engines import flower_command
 from fedscale_local.engines.submit import run_app
@@ -20,6 +24,9 @@ from fedscale_local.processes import guarded_folder
 
 SHORT = 40
 """Characters of a folder that Ray can have its sockets in: their whole paths must stay below 108."""
+
+MOST_CHUNKS = 1000
+"""Messages of a round where engine.chunks=auto: Flower looks through its nodes ten times a second."""
 
 
 def choose(experiment: Experiment) -> dict[str, Any]:
@@ -31,6 +38,12 @@ def choose(experiment: Experiment) -> dict[str, Any]:
             f"engine.workers={config.workers}",
             f"the cluster at engine.address={config.address} has its own CPUs",
             "set engine.workers=auto, and engine.num_cpus to what a worker takes",
+        )
+    if isinstance(experiment.config.client, CustomClient) and config.chunks != "auto":
+        raise ConfigError(
+            f"engine.chunks={config.chunks}",
+            "somebody else's ClientApp takes one client at a time",
+            "set engine.chunks=auto, which for client=custom packs nothing",
         )
     return {"mode": "looped", **config.model_dump()}
 
@@ -55,14 +68,23 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
             experiment.config,
             folder,
             env,
-            ["--federation-config", _resources(config, len(experiment.partition))],
+            ["--federation-config", _resources(config, _num_nodes(experiment, config))],
         )
 
 
-def _resources(config: Ray, num_clients: int) -> str:
+def _num_nodes(experiment: Experiment, config: Ray) -> int:
+    """One for each chunk of a round; how many workers there will be says Ray later. Else one for each client."""
+    num_clients = len(experiment.partition)
+    if isinstance(experiment.config.client, CustomClient):
+        return num_clients
+    most = MOST_CHUNKS if config.chunks == "auto" else config.chunks
+    return min(most, experiment.config.clients_per_round or num_clients)
+
+
+def _resources(config: Ray, num_nodes: int) -> str:
     """Flower's simulation keys, as one argument."""
     keys = {
-        "num-supernodes": num_clients,
+        "num-supernodes": num_nodes,
         "client-resources-num-cpus": config.num_cpus,
         "client-resources-num-gpus": float(config.num_gpus),
     }

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import fedscale_local
 from fedscale_local.config import Config, to_json
-from fedscale_local.engines.flower_command import HERE, flwr, last_lines, start
+from fedscale_local.engines.flower_command import HERE, Command, flwr, last_lines, reading, start
 from fedscale_local.errors import FedscaleError
 from fedscale_local.experiment import CLIENT_APP, SERVER_APP
+from fedscale_local.parcels import RECORDS, Inbox
 
 _APP = """\
 [project]
@@ -28,24 +31,48 @@ serverapp = "{server_app}"
 clientapp = "{client_app}"
 
 [tool.flwr.app.config]
-config = ""
+{keys}
 """
+START_SECONDS = 60.0
+"""What a SuperLink that starts ServerApps itself may take to start one."""
 
 
-def run_app(config: Config, folder: Path, env: Mapping[str, str], options: Sequence[str] = ()) -> None:
+class Remote(NamedTuple):
+    """A run whose server's side is on another host: the records that it goes on from, and where the new ones go."""
+
+    records: str
+    inbox: Inbox
+
+
+def run_app(
+    config: Config,
+    folder: Path,
+    env: Mapping[str, str],
+    options: Sequence[str] = (),
+    remote: Remote | None = None,
+) -> None:
     """Submit our apps with this configuration to the SuperLink "here", and return when the run has ended.
+
+    remote: if the server's side does not write into the run directory itself.
 
     Raises FedscaleError with Flower's reason if it did not end well. Whatever ends this function early stops the run.
     """
-    app = _write_app(folder)
-    config_file = folder / "run-config.toml"  # a JSON string is a TOML string
-    config_file.write_text(f"config = {json.dumps(to_json(_portable(config)))}\n", encoding="utf-8")
+    keys = {"config": to_json(_portable(config))} | ({RECORDS: remote.records} if remote else {})
+    app = _write_app(folder, keys)
+    config_file = folder / "run-config.toml"
+    # A JSON string is a TOML string.
+    config_file.write_text("".join(f"{key} = {json.dumps(text)}\n" for key, text in keys.items()), "utf-8")
     submitted = flwr(["run", app, HERE, "--run-config", config_file, *options], folder, env)
     run_id, log = submitted["run-id"], folder / "run.log"
     try:
         # Following the log ends when the run ends, and costs less than asking again and again.
-        start(["flwr", "log", run_id, HERE, "--stream"], folder, log, env).wait()
-        (row,) = flwr(["list", HERE, "--run-id", run_id], folder, env)["runs"]
+        follow: Command = ["flwr", "log", run_id, HERE, "--stream"]
+        if remote is None:
+            start(follow, folder, log, env).wait()
+        else:
+            _await_start(config, run_id, folder, env)
+            _receive(remote.inbox, follow, folder, log, env)
+        row = _row(config, run_id, folder, env)
     except BaseException:
         with suppress(FedscaleError):
             flwr(["stop", run_id, HERE], folder, env)
@@ -53,6 +80,59 @@ def run_app(config: Config, folder: Path, env: Mapping[str, str], options: Seque
     if row["status"] != "finished:completed":
         reason = row.get("status-details") or last_lines(log)
         raise FedscaleError(f"the run is {row['status']}: {reason}")
+    if remote is not None and not remote.inbox.is_complete:
+        raise _missing(remote.inbox)
+
+
+def _receive(inbox: Inbox, follow: Command, folder: Path, log: Path, env: Mapping[str, str]) -> None:
+    """Open the parcels in the run's log as they come, and write the rest of it to `log`.
+
+    The SuperLink keeps the log. So if a parcel is missing it is read again from its beginning, as long as that helps:
+    the stream leaves out what is added between its last look and the end of the run.
+    """
+    while not inbox.is_complete:
+        before, inbox.is_behind = inbox.expected, False
+        with reading(follow, folder, log, env) as lines, log.open("w", encoding="utf-8") as rest:
+            for line in lines:
+                if not inbox.take(line) and line.strip():
+                    rest.write(line)
+                    rest.flush()
+                if inbox.is_behind:
+                    break
+        if inbox.expected == before:
+            if inbox.is_behind:
+                raise _missing(inbox)
+            return
+
+
+def _missing(inbox: Inbox) -> FedscaleError:
+    return FedscaleError(
+        f"parcel {inbox.expected} of the records is not in the run's log, or is damaged there; "
+        "what came before it is in the run directory"
+    )
+
+
+def _await_start(config: Config, run_id: str, folder: Path, env: Mapping[str, str]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while _row(config, run_id, folder, env)["status"] == "pending":
+        if time.monotonic() > deadline:
+            raise FedscaleError(
+                f"superlink.serverapp=remote: the SuperLink did not start the server's side in {START_SECONDS:.0f} s; "
+                "start it without --isolation process, or set superlink.serverapp=beside"
+            )
+
+
+def _row(config: Config, run_id: str, folder: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    """What the SuperLink says of the run; FedscaleError if it is gone, or has forgotten it."""
+    try:
+        row: dict[str, Any]
+        (row,) = flwr(["list", HERE, "--run-id", run_id], folder, env)["runs"]
+        return row
+    except (FedscaleError, ValueError) as error:
+        raise FedscaleError(
+            f"the SuperLink says nothing of the run any more ({error}); the rounds of its checkpoints are kept: "
+            f"see to the SuperLink, then carry on with fedscale-local resume {config.run_dir}"
+        ) from None
 
 
 def _portable(config: Config) -> Config:
@@ -63,11 +143,12 @@ def _portable(config: Config) -> Config:
     return config.model_copy(update={"run_dir": str(Path(str(config.run_dir)).resolve()), "data": data})
 
 
-def _write_app(folder: Path) -> Path:
-    """What `flwr run` submits: the names of the apps, which the other side imports, and one declared key."""
+def _write_app(folder: Path, keys: Iterable[str]) -> Path:
+    """What `flwr run` submits: the names of the apps, which the other side imports, and these declared keys."""
     app = folder / "app"
     app.mkdir()
     server, client = (":".join(name.rsplit(".", 1)) for name in (SERVER_APP, CLIENT_APP))
-    text = _APP.format(version=fedscale_local.__version__, server_app=server, client_app=client)
+    names = {"version": fedscale_local.__version__, "server_app": server, "client_app": client}
+    text = _APP.format(**names, keys="\n".join(f'{key} = ""' for key in keys))
     (app / "pyproject.toml").write_text(text, encoding="utf-8")
     return app

@@ -3,24 +3,35 @@
 The server's side runs beside this command, as a `flower-superexec` of this run's own, so that records and model land
 in the local run directory. For that the SuperLink is started with `--isolation process`. It hands out whatever waits
 to be run, so give one SuperLink one run at a time.
+
+With superlink.serverapp=remote the SuperLink starts the server's side itself, on its own host, and records and model
+come back through the run's log (parcels.py).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import socket
+import ssl
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedscale_local import checkpoint, records
 from fedscale_local.config_engines import SuperLink
 from fedscale_local.engines import flower_command
-from fedscale_local.engines.submit import run_app
-from fedscale_local.errors import ConfigError
+from fedscale_local.engines.submit import Remote, run_app
+from fedscale_local.errors import ConfigError, FedscaleError, RunDirError
 from fedscale_local.experiment import Experiment
+from fedscale_local.keys import refuse_readable
+from fedscale_local.parcels import GROWING, Inbox, packed
 from fedscale_local.processes import guarded_folder
+
+RECORDS_BYTES = 8 << 20
+"""Of a run that goes on remotely: they travel in its configuration, which every node is given too."""
 
 log = logging.getLogger(__name__)
 
@@ -32,14 +43,20 @@ class Link(NamedTuple):
     root_certificates: Path | None
     superexec_secret: Path | None
     insecure: bool
+    is_remote: bool
+    """Does the SuperLink start the server's side?"""
 
 
 def choose(experiment: Experiment) -> dict[str, Any]:
-    """What goes into the manifest; whatever is wrong with the keys is refused here."""
+    """What goes into the manifest; whatever is wrong with keys, certificates and address is refused here."""
     link = find(experiment.config.superlink)
+    greet(link)
+    if link.is_remote:
+        _refuse_large(Path(str(experiment.config.run_dir)))
     if link.insecure:
         log.warning("superlink.insecure=true: models and statistics travel unencrypted to %s", link.address)
-    return {"name": "superlink", "mode": "looped", "address": link.address, "insecure": link.insecure}
+    chosen = {"name": "superlink", "mode": "looped", "address": link.address, "insecure": link.insecure}
+    return chosen | {"serverapp": "remote" if link.is_remote else "beside"}
 
 
 def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:
@@ -48,12 +65,73 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     with guarded_folder() as folder:
         env = flower_command.environment(folder)
         flower_command.write_connection(folder, link.address, link.root_certificates, link.insecure)
-        command: list[str | Path] = ["flower-superexec", "--runtime-api-address", link.address]
+        if link.is_remote:
+            run_dir = Path(str(experiment.config.run_dir))
+            with Inbox(run_dir, experiment.config.checkpoint_keep) as inbox:
+                run_app(experiment.config, folder, env, remote=Remote(_records(run_dir), inbox))
+            return
+        command: flower_command.Command = ["flower-superexec", "--runtime-api-address", link.address]
         command += trust(link)
         if link.superexec_secret is not None:
             command += ["--superexec-auth-secret-file", link.superexec_secret]
         flower_command.start(command, folder, folder / "superexec.log", env)
         run_app(experiment.config, folder, env)
+
+
+def _refuse_large(run_dir: Path) -> None:
+    """Raise RunDirError if what a run would go on from is more than goes along with one."""
+    found = checkpoint.rounds(run_dir)
+    names = [*checkpoint.files(found[-1]), *GROWING] if found else []
+    size = sum((run_dir / name).stat().st_size for name in names if (run_dir / name).exists())
+    if size > RECORDS_BYTES:
+        raise RunDirError(
+            f"run_dir={run_dir}",
+            f"its checkpoint and records are {size / 1e6:.1f} MB, and with superlink.serverapp=remote a run takes no "
+            f"more than {RECORDS_BYTES / 1e6:.1f} MB along",
+            "carry on where the server's side runs here: with superlink.serverapp=beside, or engine=in_process "
+            "engine.mode=looped",
+        )
+
+
+def _records(run_dir: Path) -> str:
+    """What the server's side goes on from; the run directory is put back to there, as it will do with its own."""
+    kept = checkpoint.newest(run_dir).checkpoint
+    checkpoint.forget_after(run_dir, kept.round if kept else 0)
+    if kept is None:
+        records.rewind(run_dir, 0)
+        return ""
+    records.rewind(run_dir, kept.round, kept.before, kept.record)
+    return packed(run_dir, kept.round)
+
+
+def greet(link: Link, seconds: float = 10.0) -> None:
+    """Return if somebody listens at the address and, with root certificates, proves to be the one they vouch for.
+
+    Raises ConfigError for a certificate that they do not vouch for, FedscaleError where nobody answers.
+    """
+    host, _, port = link.address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+            if link.root_certificates is not None and not link.insecure:
+                context = ssl.create_default_context(cafile=str(link.root_certificates))
+                context.wrap_socket(connection, server_hostname=host).close()
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(
+            f"superlink.root_certificates={link.root_certificates}",
+            f"it does not vouch for {link.address} ({error.verify_message})",
+            "name the CA certificate (ca.crt) that the SuperLink's own was signed with",
+        ) from None
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"superlink.root_certificates={link.root_certificates}",
+            f"no TLS with {link.address} came about ({error.reason})",
+            "name a CA certificate in PEM, and the port of a SuperLink that speaks TLS",
+        ) from None
+    except OSError as error:
+        raise FedscaleError(
+            f"superlink.address={link.address}: nobody answers there ({error.strerror or error}); "
+            "start the SuperLink, or correct the address."
+        ) from None
 
 
 def trust(link: Link) -> list[str | Path]:
@@ -85,25 +163,23 @@ def find(config: SuperLink) -> Link:
         )
     certificates = _file("superlink.root_certificates", config.root_certificates)
     secret = _file("superlink.superexec_secret", config.superexec_secret)
-    if secret is not None and secret.stat().st_mode & 0o077:
-        raise ConfigError(
-            f"superlink.superexec_secret={secret}",
-            "others on this machine can read it",
-            f"chmod 600 {secret}",
-        )
-    return Link(str(config.address), certificates, secret, config.insecure)
+    if secret is not None:
+        refuse_readable(secret, "superlink.superexec_secret")
+    return Link(str(config.address), certificates, secret, config.insecure, config.serverapp == "remote")
 
 
 def _of_federation(folder: Path) -> Link:
     try:
         state = json.loads((folder / "federation.json").read_text(encoding="utf-8"))
+        refuse_readable(folder / "superexec.secret", "superexec.secret")
     except (OSError, ValueError):
         raise ConfigError(
             f"superlink.federation={folder}",
             "no federation is up there",
             f"start one: fedscale-local federation up --dir {folder}",
         ) from None
-    return Link(state["address"], folder / "ca.crt", folder / "superexec.secret", insecure=False)
+    files = folder / "ca.crt", folder / "superexec.secret"
+    return Link(state["address"], *files, insecure=False, is_remote=state.get("serverapp") == "remote")
 
 
 def _file(key: str, given: str | None) -> Path | None:

@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -21,6 +22,10 @@ from torch import Tensor
 
 Work = Callable[[Any, Any], Any]
 """(shared, item) -> result; for the in-process engine (experiment, cohort) -> outcomes."""
+
+
+PATIENCE = 2.0
+"""Seconds that all workers together have to end by themselves; one in the middle of a cohort is ended then."""
 
 
 class _Pickler(pickle.Pickler):
@@ -68,9 +73,19 @@ class Workers:
         there.close()
         return process, here
 
-    def map(self, items: Sequence[Any], costs: Sequence[float], died: Callable[[Any, str], Any]) -> list[Any]:
-        """One result per item, in their order; `died(item, reason)` stands for those of a worker that ended."""
-        shares = _divide(costs, self.count)
+    def map(
+        self,
+        items: Sequence[Any],
+        costs: Sequence[float],
+        died: Callable[[Any, str], Any],
+        seconds: float | None = None,
+    ) -> list[Any]:
+        """One result per item, in their order.
+
+        `died(item, reason)` stands for those of a worker that ended, or was ended because it took longer.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        shares = divide(costs, self.count)
         for number, share in enumerate(shares):
             if share:
                 self._give(number, [items[i] for i in share])
@@ -80,10 +95,14 @@ class Workers:
                 continue
             process, connection = self.processes[number]
             try:
+                if not connection.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                    process.kill()
+                    raise TimeoutError
                 results |= zip(share, _receive(connection), strict=True)
-            except (EOFError, OSError):
+            except (EOFError, OSError) as error:
                 process.join()
                 reason = f"the worker process ended with exit code {process.exitcode}"
+                reason = "no reply in time" if isinstance(error, TimeoutError) else reason
                 results |= {i: died(items[i], reason) for i in share}
                 self.processes[number] = self._start()
         return [results[i] for i in range(len(items))]
@@ -100,8 +119,9 @@ class Workers:
         # A worker holds the ends of those forked before it: only when all are closed does the last one see its end.
         for _, connection in self.processes:
             connection.close()
+        deadline = time.monotonic() + PATIENCE
         for process, _ in self.processes:
-            process.join(timeout=5)
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -109,7 +129,10 @@ class Workers:
 
 def _serve(connection: Connection, other_end: Connection, work: Work, shared: Any) -> None:
     other_end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(
+            sign, signal.SIG_IGN
+        )  # an interrupt is the parent's to handle, which then ends this process
     torch.set_num_threads(1)
     try:
         while True:
@@ -118,10 +141,10 @@ def _serve(connection: Connection, other_end: Connection, work: Work, shared: An
         os._exit(0)
 
 
-def _divide(costs: Sequence[float], count: int) -> list[list[int]]:
+def divide(costs: Sequence[float], count: int) -> list[list[int]]:
     """Items to workers: the costliest first, each to the worker with the least so far.
 
-    >>> _divide([1.0, 5.0, 2.0, 2.0], 2)
+    >>> divide([1.0, 5.0, 2.0, 2.0], 2)
     [[1], [2, 3, 0]]
     """
     shares: list[list[int]] = [[] for _ in range(count)]
