@@ -1,101 +1,195 @@
 """Checkpoints: everything that survives a round, in a format that holds no code.
 
-`checkpoints/round-000010.safetensors` holds the tensors and `round-000010.json` the rest, with the SHA-256 of the
-tensors and of the configuration. The JSON is written last, so a checkpoint is there when its JSON is, and counts only
-if the sums agree; a torn one is passed over and the one before it is taken.
+`checkpoints/round-000010.safetensors` holds the tensors and `round-000010.json` the rest: the configuration and its
+sum, the round's line of rounds.jsonl, and the SHA-256 of the tensors, of the lines before, and of all this itself. The
+JSON is written last, so a checkpoint is there when its JSON is, and counts only if every sum agrees.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedscale_local.records import write_file
+from fedscale_local import disk
+from fedscale_local.config import decisive
 from fedscale_local.scaling import Memory
 
-KEPT = 2
-"""The newest checkpoint and the one before it, should the newest turn out to be damaged."""
+LINES = "rounds.jsonl"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `round`: a tree of dicts, sets, memories, tensors, arrays, numbers and texts."""
+    """What there is after `round`.
+
+    state   a tree of dicts, lists, sets, memories, tensors, arrays, numbers, texts and bytes
+    record  the round's line of rounds.jsonl
+    before  bytes of rounds.jsonl before that line
+    config  the whole configuration as plain values
+    """
 
     round: int
     state: Mapping[str, Any]
+    record: Mapping[str, Any]
+    before: int
+    config: Mapping[str, Any]
 
 
-def write(run_dir: Path, checkpoint: Checkpoint, config: str) -> None:
-    """Add a checkpoint to a run directory and remove those that are no longer kept.
+class Found(NamedTuple):
+    """The newest checkpoint that can be relied on, None if there is none, and why newer ones cannot."""
 
-    config: the text of the configuration, so that a checkpoint is never continued under another one.
+    checkpoint: Checkpoint | None
+    passed_over: list[str]
+
+
+class Damaged(Exception):
+    """Why a checkpoint cannot be relied on."""
+
+
+def snapshot(value: Any) -> Any:
+    """The same tree, which stays as it is: containers and NumPy arrays are copied, which strategies change in place.
+
+    Tensors are not: this project replaces them and never writes into one that survives a round.
+    """
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {key: part if type(part) is int else snapshot(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [snapshot(part) for part in value]
+    return set(value) if isinstance(value, set) else value
+
+
+def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Add a checkpoint to a run directory, the lines of rounds.jsonl before it, and forget all but the newest `keep`.
+
+    Raises StorageError.
     """
     folder = run_dir / "checkpoints"
-    folder.mkdir(exist_ok=True)
-    stem = f"round-{checkpoint.round:06d}"
-    leaves: dict[int, Tensor] = {}
-    tree = _encode(checkpoint.state, leaves)
-    tensors = save({str(key): tensor.clone().contiguous() for key, tensor in leaves.items()})
-    about = {
+    disk.make_folder(folder)
+    disk.flush(run_dir / LINES)
+    stem = _stem(checkpoint.round)
+    tree, leaves = encode(checkpoint.state)
+    tensors = save(leaves)
+    body = {
         "round": checkpoint.round,
-        "sha256": hashlib.sha256(tensors).hexdigest(),
-        "config_sha256": _config_sum(config),
+        "record": dict(checkpoint.record),
+        "before": checkpoint.before,
+        "before_sha256": _sum_of_lines(run_dir, checkpoint.before),
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+        "config": dict(checkpoint.config),
+        "config_sha256": _sum(decisive(checkpoint.config)),
         "state": tree,
     }
-    write_file(folder / f"{stem}.safetensors", tensors)
-    write_file(folder / f"{stem}.json", json.dumps(about).encode())
-    _flush_folder(folder)
-    for old in _stems(folder)[:-KEPT]:
-        (folder / f"{old}.json").unlink()
-        (folder / f"{old}.safetensors").unlink(missing_ok=True)
+    disk.write(folder / f"{stem}.safetensors", tensors)
+    disk.write(folder / f"{stem}.json", json.dumps({"sha256": _sum(body), "body": body}).encode())
+    forget_older(run_dir, keep)
 
 
-def newest(run_dir: Path, config: str) -> Checkpoint | None:
-    """The newest checkpoint of this configuration whose sums agree; None if there is none."""
-    folder = run_dir / "checkpoints"
-    for stem in reversed(_stems(folder)):
+def newest(run_dir: Path) -> Found:
+    """The newest checkpoint whose sums agree."""
+    passed_over: list[str] = []
+    for round in reversed(rounds(run_dir)):
         try:
-            about = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
-            tensors = (folder / f"{stem}.safetensors").read_bytes()
-            whole = about["sha256"] == hashlib.sha256(tensors).hexdigest()
-            if whole and about["config_sha256"] == _config_sum(config):
-                return Checkpoint(int(about["round"]), _decode(about["state"], load(tensors)))
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
+            return Found(_read(run_dir, _stem(round)), passed_over)
+        except Damaged as error:
+            passed_over.append(str(error))
+    return Found(None, passed_over)
 
 
-def _encode(value: Any, leaves: dict[int, Tensor]) -> Any:
+def forget_after(run_dir: Path, round: int) -> None:
+    """Remove the checkpoints of later rounds, which are to be done again, and what an interrupted writer left."""
+    _forget_others(run_dir / "checkpoints", [found for found in rounds(run_dir) if found <= round])
+
+
+def forget_older(run_dir: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`."""
+    _forget_others(run_dir / "checkpoints", rounds(run_dir)[-keep:])
+
+
+def rounds(run_dir: Path) -> list[int]:
+    """The rounds that have a checkpoint, ascending; whether it can be relied on says `newest`."""
+    found = (run_dir / "checkpoints").glob("round-*.json")
+    names = (re.fullmatch(r"round-(\d{6,})\.json", path.name) for path in found)
+    return sorted(int(name[1]) for name in names if name)
+
+
+def files(round: int) -> tuple[str, str]:
+    """The files of a round's checkpoint, by their names in the run directory, as they are written: the JSON last."""
+    return f"checkpoints/{_stem(round)}.safetensors", f"checkpoints/{_stem(round)}.json"
+
+
+def _read(run_dir: Path, stem: str) -> Checkpoint:
+    """A checkpoint that is what was written; raises Damaged with the reason, whatever the files hold."""
+    folder = run_dir / "checkpoints"
+    try:
+        about = json.loads((folder / f"{stem}.json").read_bytes())
+        body = about["body"]
+        if about["sha256"] != _sum(body) or _stem(body["round"]) != stem:
+            raise Damaged(f"{stem}.json is not what was written")
+        tensors = (folder / f"{stem}.safetensors").read_bytes()
+        if body["tensors_sha256"] != hashlib.sha256(tensors).hexdigest():
+            raise Damaged(f"{stem}.safetensors is not what was written")
+        if body["before_sha256"] != _sum_of_lines(run_dir, body["before"]):
+            raise Damaged(f"{LINES} does not hold the rounds before it as they were written")
+        state = decode(body["state"], load(tensors))
+        if not isinstance(state, dict):
+            raise Damaged(f"{stem}.json holds no state")
+        return Checkpoint(body["round"], state, dict(body["record"]), body["before"], dict(body["config"]))
+    except Damaged:
+        raise
+    except OSError as error:
+        name = Path(error.filename or stem).name
+        raise Damaged(f"{name} cannot be read ({error.strerror})") from error
+    except Exception as error:  # of what is in a damaged file nobody can say how it fails
+        raise Damaged(f"{stem} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def encode(value: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A tree that JSON holds, and the tensors that it names."""
+    leaves: dict[_Place, tuple[int, Tensor]] = {}
+    tree = _encode(value, leaves)
+    return tree, {str(number): tensor.clone().contiguous() for number, tensor in leaves.values()}
+
+
+_Place = tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]
+"""Where a tensor's numbers lie in memory, and how."""
+
+
+def _encode(value: Any, leaves: dict[_Place, tuple[int, Tensor]]) -> Any:
     """A tree that JSON holds, its tensors put into `leaves`; one that occurs twice is kept once."""
     if isinstance(value, Tensor):
-        leaves[id(value)] = value
-        return {"tensor": id(value)}
+        place = value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+        return {"tensor": leaves.setdefault(place, (len(leaves), value))[0]}
     if isinstance(value, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(value))
-        leaves[id(tensor)] = tensor
-        return {"array": id(tensor)}
+        return {"array": _encode(torch.from_numpy(np.ascontiguousarray(value)), leaves)["tensor"]}
     if isinstance(value, Memory):
         return {"memory": [_encode(value.value, leaves), value.clock]}
     if isinstance(value, Mapping):
         return {"dict": [[key, _encode(part, leaves)] for key, part in value.items()]}
     if isinstance(value, set):
         return {"set": sorted(value)}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_encode(part, leaves) for part in value]}
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")
 
 
-def _decode(tree: Any, leaves: Mapping[str, Tensor]) -> Any:
+def decode(tree: Any, leaves: Mapping[str, Tensor]) -> Any:
+    """The inverse of encode."""
     if not isinstance(tree, dict):
         return tree
     ((kind, content),) = tree.items()
@@ -104,28 +198,36 @@ def _decode(tree: Any, leaves: Mapping[str, Tensor]) -> Any:
     if kind == "array":
         return leaves[str(content)].numpy()
     if kind == "memory":
-        return Memory(_decode(content[0], leaves), content[1])
+        return Memory(decode(content[0], leaves), content[1])
     if kind == "set":
         return set(content)
-    return {key: _decode(part, leaves) for key, part in content}
+    if kind in ("list", "tuple"):
+        parts = [decode(part, leaves) for part in content]
+        return parts if kind == "list" else tuple(parts)
+    if kind == "bytes":
+        return base64.b64decode(content)
+    return {key: decode(part, leaves) for key, part in content}
 
 
-def _stems(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("round-*.json"))
+def _stem(round: int) -> str:
+    return f"round-{round:06d}"
 
 
-def _config_sum(config: str) -> str:
-    """Of what decides the result; more rounds, another place or another pace of looking do not."""
-    container = json.loads(config)
-    for key in ("num_rounds", "run_dir", "checkpoint_every", "engine", "superlink", "tracking"):
-        container.pop(key, None)
-    return hashlib.sha256(json.dumps(container, sort_keys=True).encode()).hexdigest()
+def _forget_others(folder: Path, rounds: list[int]) -> None:
+    """Remove the files of all other rounds, and unfinished ones; the JSON goes first, as it came last."""
+    kept = {f"{_stem(round)}{end}" for round in rounds for end in (".json", ".safetensors")}
+    others = [path for path in folder.glob("round-*") if path.name not in kept]
+    for path in sorted(others, key=lambda path: path.suffix != ".json"):
+        disk.remove(path)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Renames are on disk only when their folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _sum_of_lines(run_dir: Path, size: int) -> str:
+    """Of the first `size` bytes of rounds.jsonl."""
+    if size == 0:
+        return hashlib.sha256().hexdigest()
+    with (run_dir / LINES).open("rb") as file:
+        return hashlib.sha256(file.read(size)).hexdigest()

@@ -41,6 +41,11 @@ METHODS = {
         "strategy._target_=flwr.serverapp.strategy.FedAdam",
         "+strategy.fraction_train=0.34",
     ),
+    "Flower's FedAvgM": (
+        "strategy=flower",
+        "strategy._target_=flwr.serverapp.strategy.FedAvgM",
+        "+strategy.server_momentum=0.9",
+    ),
 }
 
 

@@ -1,0 +1,69 @@
+"""Checkpoints are written beside the rounds, which never wait for the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from fedscale_local import checkpoint
+from fedscale_local.checkpoint import Checkpoint
+
+
+class Writer:
+    """One thread that writes, and at most one checkpoint that waits for it: a newer one takes its place.
+
+    As a context it ends with the newest finished round on disk, whatever ended the body. A write that failed raises
+    its StorageError at the next checkpoint that is due, or at the end.
+    """
+
+    def __init__(self, run_dir: Path, keep: int) -> None:
+        self.run_dir, self.keep = run_dir, keep
+        self.newest: Checkpoint | None = None
+        """The last finished round, which is not on disk unless it was due."""
+        self.waiting: deque[Checkpoint] = deque(maxlen=1)
+        self.under_way: deque[Future[None]] = deque()
+        self.thread = ThreadPoolExecutor(1, "checkpoints")
+
+    def offer(self, finished: Checkpoint, is_due: bool) -> None:
+        """Remember a finished round, and begin to write it if it is due."""
+        self.newest = finished
+        if is_due:
+            self._raise_failures()
+            self._begin()
+
+    def _begin(self) -> None:
+        if self.newest is not None:
+            self.waiting.append(self.newest)
+            self.newest = None
+            self.under_way.append(self.thread.submit(self._write))
+
+    def _write(self) -> None:
+        """Write the one that waits; it may be gone, written in the place of one that it had overtaken."""
+        try:
+            taken = self.waiting.pop()
+        except IndexError:
+            return
+        checkpoint.write(self.run_dir, taken, self.keep)
+
+    def _raise_failures(self, wait: bool = False) -> None:
+        while self.under_way and (wait or self.under_way[0].done()):
+            self.under_way.popleft().result()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._begin()
+            self._raise_failures(wait=True)
+        except Exception as failure:
+            if error is None:
+                raise
+            if type(failure) is not type(error):  # else it says the same
+                error.add_note(str(failure))
+        finally:
+            self.thread.shutdown()
