@@ -82,6 +82,7 @@ def test_numbers_that_are_not_finite_or_absent_are_no_value(run: Path) -> None:
         ("partition.json", '{"sizes": [1, -1]}', "expected whole numbers of examples, 0 or more"),
         ("partition.json", '{"sizes": ["1"]}', "expected whole numbers of examples"),
         ("partition.json", '{"counts": [[1, 2], [3]]}', "expected one number for each class"),
+        ("clients.json", '{"train_loss": 3}', "expected a list of numbers and nulls under 'train_loss'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message(

@@ -7,6 +7,7 @@ serves light and dark.
 
 from __future__ import annotations
 
+from fedscale_local.plots.drift import drift_figures
 from fedscale_local.plots.lines import (
     Series,
     accuracy_figure,
@@ -15,19 +16,34 @@ from fedscale_local.plots.lines import (
     loss_figure,
     points,
     preconditioner_figures,
+    privacy_figures,
+)
+from fedscale_local.plots.methods import (
+    PAINT,
+    Band,
+    band_figure,
+    difference_figure,
+    seed_figure,
 )
 from fedscale_local.plots.shards import partition_figure
 from fedscale_local.plots.style import save, svg
 
 __all__ = [
+    "PAINT",
+    "Band",
     "Series",
     "accuracy_figure",
+    "band_figure",
     "byte_unit",
     "curves",
+    "difference_figure",
+    "drift_figures",
     "loss_figure",
     "partition_figure",
     "points",
     "preconditioner_figures",
+    "privacy_figures",
     "save",
+    "seed_figure",
     "svg",
 ]

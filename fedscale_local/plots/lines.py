@@ -95,8 +95,8 @@ def curves(
         )
     if mark is not None:
         _mark(axes, *mark)
-    _x_axis(axes, xlabel, [x for one in series for x in one.x])
-    _y_axis(axes, ylabel, [y for one in series for y in one.y], scale, percent)
+    x_axis(axes, xlabel, [x for one in series for x in one.x])
+    y_axis(axes, ylabel, [y for one in series for y in one.y], scale, percent)
     _legend(axes, len(series))
     return figure
 
@@ -128,6 +128,12 @@ def accuracy_figure(rounds: Rounds, against: str = "round") -> Figure | None:
     return curves(series, xlabel, "test accuracy", scale="linear", percent=True, mark=mark)
 
 
+def privacy_figures(rounds: Rounds) -> list[tuple[str, Figure]]:
+    """(caption, figure) of the privacy lost so far; [] where no round has an epsilon."""
+    x, y = points(rounds, "epsilon")
+    return [("Epsilon so far", curves([Series("epsilon", x, y, "purple")], "round", "epsilon"))] if x else []
+
+
 def preconditioner_figures(rounds: Rounds) -> list[tuple[str, Figure]]:
     """(caption, figure) for each diagnostic of D-hat that the rounds have; [] for a method without one."""
     figures = []
@@ -153,7 +159,7 @@ def preconditioner_figures(rounds: Rounds) -> list[tuple[str, Figure]]:
 
 
 @styled
-def band(x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Figure:
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], ylabel: str = "entries") -> Figure:
     """The range low..high (points,) on a logarithmic axis, its two borders drawn as curves."""
     figure, axes = canvas()
     marker = "o" if len(x) <= 40 else None
@@ -169,8 +175,8 @@ def band(x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> Fig
             marker=marker,
             markersize=3.2,
         )
-    _x_axis(axes, "round", x)
-    _y_axis(axes, "entries", [*low, *high], "log", False)
+    x_axis(axes, "round", x)
+    y_axis(axes, ylabel, [*low, *high], "log", False)
     _legend(axes, 2)
     return figure
 
@@ -187,7 +193,8 @@ def _against(rounds: Rounds, against: str) -> tuple[float, str]:
     return scale, f"{unit} sent, up and down"
 
 
-def _x_axis(axes: Axes, label: str, x: Sequence[float]) -> None:
+def x_axis(axes: Axes, label: str, x: Sequence[float]) -> None:
+    """Label and ticks of the axis that holds these values."""
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=label == "round", min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -196,7 +203,8 @@ def _x_axis(axes: Axes, label: str, x: Sequence[float]) -> None:
         axes.set_xlim(x[0] - room, x[0] + room)
 
 
-def _y_axis(axes: Axes, label: str, y: Sequence[float], scale: str, percent: bool) -> None:
+def y_axis(axes: Axes, label: str, y: Sequence[float], scale: str, percent: bool) -> None:
+    """Label, scale and ticks of the axis that holds these values; scale: linear, log or auto."""
     axes.set_ylabel(label)
     low, high = (min(y), max(y)) if len(y) else (0.0, 1.0)
     if scale == "log" or (scale == "auto" and low > 0 and high / low >= 50):
@@ -257,4 +265,6 @@ def _mark(axes: Axes, x: float, y: float, words: str) -> None:
 
 def _legend(axes: Axes, entries: int) -> None:
     if entries > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=entries, borderaxespad=0.2)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1.0), ncols=entries if entries <= 3 else 2, borderaxespad=0.2
+        )

@@ -26,6 +26,10 @@ PALETTE = {
     "orange": "#c4570a",
     "green": "#0b7d62",
     "purple": "#8a45a8",
+    "red": "#b8243f",
+    "olive": "#767204",
+    "cyan": "#0e86a5",
+    "brown": "#80583a",
 }
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

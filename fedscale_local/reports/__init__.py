@@ -7,6 +7,7 @@ way, and on one that was killed.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from fedscale_local.errors import RunDirError
 from fedscale_local.reports import facts
 from fedscale_local.run_dir import Run, read
 
-__all__ = ["show", "table", "write"]
+__all__ = ["compare", "show", "table", "write"]
 
 
 def write(run_dir: Path | str, out: Path | str | None = None) -> Path:
@@ -30,7 +31,12 @@ def write(run_dir: Path | str, out: Path | str | None = None) -> Path:
 
     run = read(run_dir)
     path = Path(out) if out is not None else run.path / "report.html"
-    text = page(run)
+    _save(path, page(run))
+    return path
+
+
+def _save(path: Path, text: str) -> None:
+    """Write all of it or nothing."""
     whole = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         whole.write_text(text, encoding="utf-8")
@@ -40,7 +46,37 @@ def write(run_dir: Path | str, out: Path | str | None = None) -> Path:
         raise RunDirError(
             str(path), f"the report cannot be written ({error.strerror})", "name another file"
         ) from None
-    return path
+
+
+def compare(
+    directories: Sequence[Path | str],
+    out: Path | str,
+    at: str | None = None,
+    target: float | None = None,
+    console: Console | None = None,
+    with_seconds: bool = True,
+) -> Path:
+    """Compare the runs at and below these directories: tables on the console, a page at `out`; returns its path.
+
+    at: the budget, as "rounds=100", "bytes=50MB" or "steps=20000"; as many rounds as every run has if not given.
+    target: the value of the compared metric whose costs are told; what every run reached if not given.
+    with_seconds: tell of time; no matter of the methods where runs shared a machine or were carried on.
+    Raises ConfigError for a budget that cannot be read; RunDirError where runs cannot be read or compared.
+    """
+    from fedscale_local.reports import budget, compare_tables, comparison, histories, tuning
+    from fedscale_local.reports.compare_page import page
+
+    chosen = None if at is None else budget.parse(at)
+    found, left_out = histories.gather(directories)
+    if not with_seconds:
+        for history in found:
+            history.spent.pop("seconds", None)
+    tuned = tuning.of_folders([history.run.path.parent for history in found])
+    known = [*tuning.remarks(tuned), *left_out]
+    compared = comparison.compare(histories.methods(found), chosen, target, known, tuned)
+    _save(Path(out), page(compared))
+    (console or Console()).print(compare_tables.terminal(compared))
+    return Path(out)
 
 
 def show(run_dir: Path | str, console: Console | None = None) -> None:
@@ -72,6 +108,8 @@ def table(run: Run) -> Table:
         if final is not None:
             where = facts.measured_words(run, final, best, form)
             add(name, f"{form(final[0])} {f'({where}) ' if where else ''}{_trace(run, key)}")
+    if words := facts.privacy_words(run):
+        add("privacy", words)
     total, up, down = numbers.bytes_up + numbers.bytes_down, numbers.bytes_up, numbers.bytes_down
     both = f"{facts.bytes_text(up)} up, {facts.bytes_text(down)} down"
     add("sent", f"{facts.bytes_text(total)} ({both})")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +103,16 @@ def method_name(run: Run) -> str:
 
 def method_words(run: Run) -> str:
     """The method in one or two sentences, from the resolved configuration."""
-    return " ".join(part for part in (_client_words(run), _scaling_words(run), _server_words(run)) if part)
+    parts = (_client_words(run), _local_words(run), _scaling_words(run), _server_words(run), _attack_words(run))
+    return " ".join(part for part in parts if part)
+
+
+def _attack_words(run: Run) -> str:
+    attack = _section(run, "attack")
+    name, share = str(attack.get("name", "none")), attack.get("share")
+    if name == "none" or not isinstance(share, int | float):
+        return ""
+    return f"{share:.0%} of the clients are hostile ({name.replace('_', ' ')})."
 
 
 def _client_words(run: Run) -> str:
@@ -127,7 +138,7 @@ def _client_words(run: Run) -> str:
 def _scaling_words(run: Run) -> str:
     scaling = _section(run, "scaling")
     rule = str(scaling.get("rule", "identity"))
-    if rule == "identity" or _section(run, "strategy").get("name") != "savic":
+    if rule == "identity":
         return ""
     if scaling.get("scope") == "local":
         words = f"Each client scales its steps by its own {RULES.get(rule, rule)} preconditioner"
@@ -141,19 +152,64 @@ def _scaling_words(run: Run) -> str:
     return f"{words}, {refresh} from {STATISTICS.get(statistic, statistic)} ({', '.join(numbers)})."
 
 
+def _local_words(run: Run) -> str:
+    """What clients do beside their steps, by the name of the rule."""
+    local = _section(run, "strategy").get("local")
+    if not isinstance(local, dict) or local.get("rule", "plain") == "plain":
+        return ""
+    return f"Their local rule is {local['rule']}{_options(local, 'rule')}."
+
+
+def _options(section: dict[str, Any], *left_out: str) -> str:
+    """ " (beta1 0.9, decay 0)", or nothing."""
+    words = [
+        f"{key.replace('_', ' ')} {_number(value)}" for key, value in section.items() if key not in left_out
+    ]
+    return f" ({', '.join(words)})" if words else ""
+
+
 def _server_words(run: Run) -> str:
     strategy = _section(run, "strategy")
     if "_target_" in strategy:
-        options = [
+        named = [
             f"{k}={v}" for k, v in strategy.items() if k not in ("_target_", "name", "weighting", "mixing")
         ]
-        return f"The server runs {strategy['_target_']}({', '.join(options)})."
+        return f"The server runs {strategy['_target_']}({', '.join(named)})."
     if strategy.get("mixing") == "preconditioned":
         return "The server mixes their models, each coordinate weighted by the clients' preconditioners."
     if "weighting" not in strategy:
         return ""
     how = "weighted by their numbers of examples" if strategy["weighting"] == "examples" else "all alike"
-    return f"The server averages their models, {how}."
+    combine, words = strategy.get("combine"), f"The server averages their models, {how}."
+    if isinstance(combine, dict) and combine.get("rule", "mean") != "mean":
+        rule = str(combine["rule"]).replace("_", " ")
+        words = f"The server makes one model of theirs by {rule}{_options(combine, 'rule')}."
+    server = strategy.get("server", "plain")
+    if server != "plain" or strategy.get("eta", 1.0) != 1.0:
+        options = _options(strategy, "name", "weighting", "mixing", "local", "combine", "server")
+        words += f" Then it takes a step of its own, {server}{options}."
+    return words
+
+
+def privacy_words(run: Run) -> str:
+    """What an observer can tell of one client after the last round; "" without privacy."""
+    privacy = run.manifest.get("privacy")
+    if not isinstance(privacy, dict) or not run.rounds:
+        return ""
+    who = "the server" if privacy.get("kind") == "central" else "each client"
+    return (
+        f"epsilon {epsilon_text(run.rounds[-1].get('epsilon'))} at delta {_number(privacy.get('delta'))} after round"
+        f" {run.rounds[-1]['round']}, {privacy.get('neighbours')}: {who} adds noise of multiplier"
+        f" {_number(privacy.get('noise_multiplier'))}, counted by {str(privacy.get('accountant')).upper()}"
+    )
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """
+    >>> epsilon_text(3.14159), epsilon_text(None)
+    ('3.142', 'infinite')
+    """
+    return "infinite" if epsilon is None else f"{epsilon:.4g}"
 
 
 def data_words(run: Run) -> str:
@@ -339,6 +395,8 @@ def notes(run: Run) -> list[str]:
     if lost:
         rounds = f"{len(lost):,} round{'' if len(lost) == 1 else 's'}"
         found.append(f"The test loss was not finite in {rounds}, first in round {lost[0]}.")
+    privacy = run.manifest.get("privacy")
+    found += privacy.get("warnings", []) if isinstance(privacy, dict) else []
     return [*found, *run.notes, *(str(note) for note in [run.manifest.get("data_note")] if note)]
 
 
@@ -359,3 +417,14 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     picked = list(values) if len(values) <= width else picked
     low, high = min(picked), max(picked)
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low)) if high > low else 3] for v in picked)
+
+
+def final_words(file: Path) -> str:
+    """The last evaluation in words."""
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    kinds = {"test_accuracy": "test accuracy", "test_loss": "test loss", "train_loss": "train loss"}
+    for record in reversed(records):
+        known = [f"{words} {record[key]:.4f}" for key, words in kinds.items() if record.get(key) is not None]
+        if known:
+            return f"{', '.join(known)} after round {record['round']}"
+    return "no round was finished"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -15,13 +13,24 @@ from matplotlib.figure import Figure
 
 from fedscale_local import plots
 from fedscale_local.reports import facts
-from fedscale_local.reports.style import CSS
+from fedscale_local.reports.parts import (
+    csv_text,
+    document,
+    download,
+    flat,
+    fold,
+    named,
+    picture,
+    section,
+    table,
+    tile,
+)
 from fedscale_local.run_dir import Run
 
 SHOWN_ROUNDS = 1000  # rows of the table; the download has all
 SHOWN_FAILURES = 100
-# The page may load nothing and run nothing, whatever a name or a reason in it contains.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+D_WORDS = "How the diagonal that scales the local steps developed, after its floor was applied."
+DRIFT_WORDS = "How far the clients parted in each round, and how long their steps were."
 PART_COLOURS = {
     "clients": "blue",
     "evaluate": "green",
@@ -37,7 +46,9 @@ def page(run: Run) -> str:
     sections = (
         _head(run, title),
         _curves(run),
-        _preconditioner(run),
+        _privacy(run),
+        _diagnostics("Preconditioner", D_WORDS, "d", plots.preconditioner_figures(run.rounds)),
+        _diagnostics("Drift", DRIFT_WORDS, "drift", plots.drift_figures(run.rounds)),
         _partition(run),
         _time(run),
         _failures(run),
@@ -45,26 +56,8 @@ def page(run: Run) -> str:
         _config(run),
         _manifest(run),
     )
-    version = escape(str(run.manifest.get("fedscale_local", "")))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">
-<meta name="generator" content="fedscale-local {version}">
-<title>{escape(title)}</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-{"".join(sections)}
-<footer>Written by fedscale-local {version} from {escape(run.path.name)}.
-This file is complete in itself.</footer>
-</main>
-</body>
-</html>
-"""
+    version = str(run.manifest.get("fedscale_local", ""))
+    return document(title, version, run.path.name, sections)
 
 
 def _head(run: Run, title: str) -> str:
@@ -94,52 +87,46 @@ def _tiles(run: Run, numbers: facts.Summary) -> Iterable[str]:
     accuracy, loss, percent = numbers.test_accuracy, numbers.test_loss, facts.percent_text
     if accuracy is not None:
         below = facts.measured_words(run, accuracy, numbers.best_accuracy, percent)
-        yield _tile("Test accuracy", percent(accuracy[0]), below, main=True)
+        yield tile("Test accuracy", percent(accuracy[0]), below, main=True)
     if loss is not None:
         below = facts.measured_words(run, loss, numbers.best_loss, facts.loss_text)
-        yield _tile("Test loss", facts.loss_text(loss[0]), below, main=accuracy is None)
+        yield tile("Test loss", facts.loss_text(loss[0]), below, main=accuracy is None)
     if numbers.train_loss is not None:
         value, when = numbers.train_loss
-        yield _tile("Training loss", facts.loss_text(value), f"round {when}, clients' mean")
+        yield tile("Training loss", facts.loss_text(value), f"round {when}, clients' mean")
+    if facts.privacy_words(run):
+        about = run.manifest["privacy"]
+        below = f"{about.get('kind')}, at delta {about.get('delta')}"
+        yield tile("Epsilon", facts.epsilon_text(run.rounds[-1].get("epsilon")), below)
     both = f"{facts.bytes_text(numbers.bytes_up)} up, {facts.bytes_text(numbers.bytes_down)} down"
-    yield _tile("Sent", facts.bytes_text(numbers.bytes_up + numbers.bytes_down), both)
+    yield tile("Sent", facts.bytes_text(numbers.bytes_up + numbers.bytes_down), both)
     if numbers.seconds is not None:
         pace = f"{numbers.num_rounds / numbers.seconds:.3g} rounds a second" if numbers.seconds > 0 else ""
-        yield _tile("Time", facts.seconds_text(numbers.seconds), pace)
+        yield tile("Time", facts.seconds_text(numbers.seconds), pace)
     if numbers.num_failures:
-        yield _tile("Failed replies", f"{numbers.num_failures:,}", "left out, listed below")
-
-
-def _tile(name: str, value: str, below: str, main: bool = False) -> str:
-    inside = f"<span>{escape(name)}</span><strong>{escape(value)}</strong><span>{escape(below)}</span>"
-    return f'<div class="tile{" main" if main else ""}">{inside}</div>'
-
-
-def _figure(name: str, caption: str, figure: Figure | None, wide: bool = False) -> str:
-    if figure is None:
-        return ""
-    picture = plots.svg(figure, name, caption)
-    kind = ' class="wide"' if wide else ""
-    return f"<figure{kind}><figcaption>{escape(caption)}</figcaption><div>{picture}</div></figure>\n"
+        yield tile("Failed replies", f"{numbers.num_failures:,}", "left out, listed below")
 
 
 def _curves(run: Run) -> str:
     figures = [
-        _figure("accuracy-rounds", "Accuracy by round", plots.accuracy_figure(run.rounds)),
-        _figure("loss-rounds", "Loss by round", plots.loss_figure(run.rounds)),
-        _figure("accuracy-bytes", "Accuracy by bytes sent", plots.accuracy_figure(run.rounds, "bytes")),
-        _figure("loss-bytes", "Loss by bytes sent", plots.loss_figure(run.rounds, "bytes")),
+        picture("accuracy-rounds", "Accuracy by round", plots.accuracy_figure(run.rounds)),
+        picture("loss-rounds", "Loss by round", plots.loss_figure(run.rounds)),
+        picture("accuracy-bytes", "Accuracy by bytes sent", plots.accuracy_figure(run.rounds, "bytes")),
+        picture("loss-bytes", "Loss by bytes sent", plots.loss_figure(run.rounds, "bytes")),
     ]
-    return _section("Progress", f'<div class="figures">{"".join(figures)}</div>') if any(figures) else ""
+    return section("Progress", f'<div class="figures">{"".join(figures)}</div>') if any(figures) else ""
 
 
-def _preconditioner(run: Run) -> str:
-    found = plots.preconditioner_figures(run.rounds)
-    if not found:
-        return ""
-    figures = "".join(_figure(f"d-{i}", caption, figure) for i, (caption, figure) in enumerate(found))
-    words = "How the diagonal that scales the local steps developed, after its floor was applied."
-    return _section("Preconditioner", f'<p class="muted">{words}</p><div class="figures">{figures}</div>')
+def _privacy(run: Run) -> str:
+    words = facts.privacy_words(run)
+    return _diagnostics("Privacy", f"{escape(words)}.", "privacy", plots.privacy_figures(run.rounds))
+
+
+def _diagnostics(title: str, words: str, name: str, found: Sequence[tuple[str, Figure]]) -> str:
+    """A section of small figures, (caption, figure) each; nothing where there are none."""
+    figures = "".join(picture(f"{name}-{i}", caption, figure) for i, (caption, figure) in enumerate(found))
+    inside = f'<p class="muted">{words}</p><div class="figures">{figures}</div>'
+    return section(title, inside) if found else ""
 
 
 def _partition(run: Run) -> str:
@@ -148,8 +135,8 @@ def _partition(run: Run) -> str:
     names = run.partition.get("classes") or ()
     figure = plots.partition_figure(run.partition.get("counts"), names, sizes=run.partition.get("sizes"))
     words = f'<p class="muted">{escape(facts.partition_words(run))}</p>'
-    return _section(
-        "Who holds what", words + _figure("partition", "Training examples by client", figure, wide=True)
+    return section(
+        "Who holds what", words + picture("partition", "Training examples by client", figure, wide=True)
     )
 
 
@@ -165,7 +152,7 @@ def _time(run: Run) -> str:
         bar += f'<i style="flex:{100 * share:.4g};{paint}"></i>'
         key += f'<span><i style="{paint}"></i>{part} {facts.seconds_text(parts[part])} ({share:.0%})</span>'
     inside = f'<div class="card"><div class="bar">{bar}</div><div class="key">{key}</div></div>'
-    return _section("Where the time went", inside)
+    return section("Where the time went", inside)
 
 
 def _failures(run: Run) -> str:
@@ -180,19 +167,16 @@ def _failures(run: Run) -> str:
     ]
     more = f" The list below shows the first {SHOWN_FAILURES}." if len(each) > SHOWN_FAILURES else ""
     words = f'<p class="muted">A failed reply was left out of its round, the run went on.{more}</p>'
-    reasons = _table(("times", "reason"), [(n, reason) for reason, n in counts[:20]], "words")
-    listed = _fold(f"Round by round ({len(each):,})", _table(("round", "client", "reason"), rows, "words"))
-    return _section("Failures", f'{words}<div class="card scroll">{reasons}</div>{listed}')
+    reasons = table(("times", "reason"), [(n, reason) for reason, n in counts[:20]], "words")
+    listed = fold(f"Round by round ({len(each):,})", table(("round", "client", "reason"), rows, "words"))
+    return section("Failures", f'{words}<div class="card scroll">{reasons}</div>{listed}')
 
 
 def _rounds(run: Run) -> str:
     if not run.rounds:
         return ""
     text = rounds_csv(run)
-    uri = "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode("utf-8")).decode("ascii")
-    link = (
-        f'<a class="download" download="{escape(run.path.name)}-rounds.csv" href="{uri}">Download as CSV</a>'
-    )
+    link = download(f"{run.path.name}-rounds.csv", text)
     header, *rows = list(csv.reader(io.StringIO(text)))
     kept = [i for i, name in enumerate(header) if name not in ("clients", "failures")]
     shown = [[_cell(row[i]) for i in kept] for row in rows[-SHOWN_ROUNDS:]]
@@ -201,9 +185,9 @@ def _rounds(run: Run) -> str:
         if len(rows) > SHOWN_ROUNDS
         else ""
     )
-    table = _table([header[i].replace("_", " ") for i in kept], shown)
-    return _section(
-        "Records", _fold(f"All rounds ({len(rows):,})", f'{link}{words}<div class="scroll">{table}</div>')
+    cells = table([header[i].replace("_", " ") for i in kept], shown)
+    return section(
+        "Records", fold(f"All rounds ({len(rows):,})", f'{link}{words}<div class="scroll">{cells}</div>')
     )
 
 
@@ -230,9 +214,7 @@ def rounds_csv(run: Run) -> str:
         if k in keys
     ]
     keys = [*first, *(key for key in keys if key not in first)]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*keys, "num_clients", "num_failures", "round_seconds"])
+    cells: list[list[Any]] = []
     for record in run.rounds:
         clients, failures = record.get("clients") or [], record.get("failures") or []
         values = {
@@ -241,8 +223,8 @@ def rounds_csv(run: Run) -> str:
             "failures": "; ".join(map(_failure, failures)),
         }
         tail = [len(clients), len(failures), seconds.get(record["round"])]
-        writer.writerow([_plain(values.get(key)) for key in keys] + [_plain(value) for value in tail])
-    return stream.getvalue()
+        cells.append([values.get(key) for key in keys] + tail)
+    return csv_text([*keys, "num_clients", "num_failures", "round_seconds"], cells)
 
 
 def _is_column(key: str) -> bool:
@@ -254,47 +236,11 @@ def _failure(failure: dict[str, Any]) -> str:
     return f"client {'unknown' if client is None else client}: {failure.get('reason', 'unknown')}"
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, int | float):
-        return value
-    text = value if isinstance(value, str) else json.dumps(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
-
-
 def _config(run: Run) -> str:
     text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=False)
-    return _fold("Configuration", f"<pre>{escape(text)}</pre>")
+    return fold("Configuration", f"<pre>{escape(text)}</pre>")
 
 
 def _manifest(run: Run) -> str:
-    rows = [(key, value) for key, value in _flat(run.manifest)]
-    return _fold("Manifest: versions, hardware, engine", f'<div class="scroll">{_facts(rows)}</div>')
-
-
-def _flat(mapping: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value not in (None, ""):
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
-
-
-def _facts(rows: Iterable[tuple[str, str]]) -> str:
-    body = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
-    return f'<table class="facts words">{body}</table>'
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows
-    )
-    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def _fold(title: str, inside: str) -> str:
-    return f'<details class="card"><summary>{escape(title)}</summary>{inside}</details>\n'
-
-
-def _section(title: str, inside: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{inside}\n</section>\n"
+    rows = [(key, value) for key, value in flat(run.manifest)]
+    return fold("Manifest: versions, hardware, engine", f'<div class="scroll">{named(rows)}</div>')

@@ -7,12 +7,14 @@ CSS = """
   color-scheme: light dark;
   --ink: #20242b; --muted: #626a76; --grid: #e3e6eb; --paper: #ffffff; --page: #f4f5f7; --line: #dde1e7;
   --blue: #1a66b8; --orange: #c4570a; --green: #0b7d62; --purple: #8a45a8;
+  --red: #b8243f; --olive: #767204; --cyan: #0e86a5; --brown: #80583a;
   --good: #0b7d62; --warn: #a85b00; --bad: #b42332;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --ink: #e8eaee; --muted: #9da5b1; --grid: #31363f; --paper: #1b1e24; --page: #121419; --line: #30353e;
     --blue: #6cb0f5; --orange: #f39a54; --green: #45c7a3; --purple: #c792e0;
+    --red: #ff7d90; --olive: #cfc94e; --cyan: #62d0ec; --brown: #d0a584;
     --good: #45c7a3; --warn: #f0b35a; --bad: #ff8a8f;
   }
   svg image { filter: brightness(1.4); }
@@ -47,6 +49,7 @@ a { color: var(--blue); }
 .tile strong { display: block; font-size: 1.62rem; line-height: 1.3; font-weight: 650; letter-spacing: -.02em;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tile.main strong { color: var(--green); }
+.gap { margin-top: .9rem; }
 .figures { display: grid; gap: .9rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); }
 figure { padding: .9rem 1rem .6rem; min-width: 0; }
@@ -73,9 +76,27 @@ table.facts { width: auto; }
 table.facts th { position: static; vertical-align: top; }
 .words td, .words th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .words th { white-space: nowrap; }
+.verdicts { list-style: none; margin: 0; padding: 0; }
+.verdicts li { display: flex; gap: .8rem; align-items: baseline; padding: .55rem 0;
+  border-top: 1px solid var(--line); overflow-wrap: anywhere; }
+.verdicts li:first-child { border-top: 0; }
+.verdicts .badge { flex: none; width: 7.6rem; text-align: center; }
+.better { color: var(--good); } .open { color: var(--muted); } .few { color: var(--warn); }
+.key svg { width: 2.2rem; height: .7rem; margin-right: .5rem; vertical-align: middle; }
+.key span { overflow-wrap: anywhere; }
+.named th, .named td { padding: .3rem .5rem; }
+.named td:first-child, .named th:first-child { text-align: left; white-space: normal; min-width: 11rem;
+  overflow-wrap: anywhere; }
+.two td:nth-child(2), .two th:nth-child(2) { text-align: left; white-space: normal; min-width: 11rem;
+  overflow-wrap: anywhere; }
+.best td { font-weight: 600; }
 .download { display: inline-block; font-weight: 600; font-size: .92rem; margin-bottom: .7rem; }
+.card + .download, .download + .download { margin-top: .6rem; }
+.download + .download { margin-left: 1.2rem; }
+figure + .muted { margin-top: 1rem; }
 footer { margin-top: 2.5rem; color: var(--muted); font-size: .86rem; }
 @media (max-width: 560px) {
+  .verdicts li { flex-direction: column; gap: .3rem; }
   main { padding: 1.2rem .9rem 2rem; }
   .tiles { grid-template-columns: 1fr 1fr; gap: .55rem; }
   .tile { padding: .6rem .75rem; }
@@ -87,6 +108,7 @@ footer { margin-top: 2.5rem; color: var(--muted); font-size: .86rem; }
     color-scheme: light;
     --ink: #111; --muted: #555; --grid: #ddd; --paper: #fff; --page: #fff; --line: #ccc;
     --blue: #1a66b8; --orange: #c4570a; --green: #0b7d62; --purple: #8a45a8;
+    --red: #b8243f; --olive: #767204; --cyan: #0e86a5; --brown: #80583a;
     --good: #0b7d62; --warn: #a85b00; --bad: #b42332;
   }
   body { font-size: 10.5pt; }

@@ -1,0 +1,234 @@
+"""The tables of a comparison as rows of text, for the page, for the terminal and for CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from fedscale_local.reports import facts, tuning
+from fedscale_local.reports.comparison import Comparison, Pair
+from fedscale_local.reports.measures import COSTS, FAIRNESS, OF_OWN_MODELS, Metric, Row
+from fedscale_local.reports.statistics import LEVEL, MIN_SEEDS, Estimate
+
+SHOWN_PAIRS = 60
+AREA = "mean of curve"  # the area under the compared metric's curve over its width
+SHOWN_VERDICTS = 20
+
+METHOD = (
+    f"Decided by the paired t-test on the differences over seeds (Student 1908) at {LEVEL:.0%}, its p corrected by "
+    f"Holm (1979) over all pairs with {MIN_SEEDS} seeds or more. Fewer seeds name no winner: whether their differences "
+    "are near normal cannot be seen, and tests on so few are known to mislead (Colas et al. 2018). Intervals are 95 % "
+    "t intervals of one mean or one pair on its own, uncorrected. Beside it stands the two-sided sign-flip permutation "
+    "test (Fisher 1935), uncorrected, which needs no normality: exact up to 15 pairs, else from 20,000 seeded draws. "
+    "It cannot decide with few seeds, as n pairs give no p below 2 / 2^n: 0.0625 with five."
+)
+
+COST_TITLES: dict[str, tuple[str, Callable[[float], str]]] = {
+    "rounds": ("rounds", lambda value: f"{value:,.1f}".removesuffix(".0")),
+    "uplink": ("uplink", facts.bytes_text),
+    "bytes": ("bytes in all", facts.bytes_text),
+    "steps": ("local steps", lambda value: f"{value:,.0f}"),
+    "seconds": ("time", facts.seconds_text),
+}
+
+
+def with_half(known: Estimate, form: Callable[[float], str], half: Callable[[float], str]) -> str:
+    """ "81.23% ± 0.40", the mean alone where there is no interval or no spread, "-" where there is nothing."""
+    if not known.n:
+        return "-"
+    words = form(known.mean)
+    return words if math.isnan(known.half) or known.half == 0 else f"{words} ± {half(known.half)}"
+
+
+def value_text(known: Estimate, metric: Metric) -> str:
+    """Mean and interval of a metric."""
+    if metric.larger_is_better:
+        return with_half(known, metric.text, lambda half: f"{100 * half:.2f}")
+    return metric.amount(known.mean, known.half) if known.n else "-"
+
+
+def results(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a method: results within the budget, and what they cost."""
+    metrics = [Metric(key) for key in ("test_accuracy", "test_loss")]
+    metrics = [m for m in metrics if any(row.of(m.key).n for row in comparison.rows)] or [comparison.metric]
+    header = ["method", "seeds"]
+    for metric in metrics:
+        header += [metric.title, f"best {metric.title.split()[-1]}"]
+    ranked = any(not math.isnan(row.rank) for row in comparison.rows)
+    header += [AREA, *(["mean rank"] if ranked else []), "bytes sent"]
+    body = []
+    for row in comparison.rows:
+        cells = [row.method.name, str(len(row.method.runs))]
+        for metric in metrics:
+            cells += [
+                value_text(row.of(metric.key), metric),
+                value_text(row.of(f"best_{metric.key}"), metric),
+            ]
+        cells.append(value_text(row.of("area"), comparison.metric))
+        cells += [f"{row.rank:.2f}".replace("nan", "-")] if ranked else []
+        body.append([*cells, cost_text(row, "bytes_spent")])
+    return header, body
+
+
+def costs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a method: what it took to reach the target; no rows where there is none."""
+    known = [cost for cost in COSTS if any(row.of(f"{cost}_spent").n for row in comparison.rows)]
+    header = ["method", "reached", *(COST_TITLES[cost][0] for cost in known)]
+    if math.isnan(comparison.target):
+        return header, []
+    body = []
+    for row in comparison.rows:
+        reached = row.of("rounds_to_target").n
+        cells = [cost_text(row, f"{cost}_to_target") for cost in known]
+        body.append([row.method.name, f"{reached} of {len(row.method.runs)}", *cells])
+    return header, body
+
+
+def fairness(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a method: how the last round's model does over the clients; no rows where files do not say."""
+    header = ["method", "mean over clients", "worst tenth of them", "deviation between them"]
+    if not comparison.clients:
+        return header, []
+    metric, columns = Metric(comparison.clients), list(FAIRNESS)
+    if comparison.personal:
+        header += ["mean of own models", "worst tenth of these", "deviation between these"]
+        columns += OF_OWN_MODELS
+    body = [
+        [row.method.name, *(value_text(row.of(column), metric) for column in columns)]
+        for row in comparison.rows
+    ]
+    return header, body
+
+
+def fairness_words(comparison: Comparison) -> str:
+    """What the table of `fairness` shows."""
+    title = Metric(comparison.clients).title
+    kind = "training" if comparison.clients.startswith("train") else "test"
+    words = f"{title[0].upper()}{title[1:]} of each run's last model on every client's own {kind} examples"
+    if comparison.personal:
+        words += "; own models: after each client's eval_personal_steps plain gradient steps from it"
+    cut = any(
+        run.spent["rounds"][comparison.budget.holds(run)][-1] < run.rounds[-1]
+        for row in comparison.rows
+        for run in row.method.runs.values()
+    )
+    return words + (", which is after the budget for some runs" if cut else "")
+
+
+def cost_text(row: Row, column: str) -> str:
+    """What it took, as mean and interval; over those seeds alone that have a value."""
+    form = COST_TITLES[column.split("_")[0]][1]
+    return with_half(row.of(column), form, form)
+
+
+def target_words(comparison: Comparison) -> str:
+    """ "test accuracy of 81.2% or more" """
+    side = "or more" if comparison.metric.larger_is_better else "or less"
+    return f"{comparison.metric.title} of {comparison.metric.text(comparison.target)} {side}"
+
+
+def pair_rows(comparison: Comparison, pairs: Sequence[Pair]) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a pair that could be computed."""
+    scale = 100 if comparison.metric.larger_is_better else 1
+    unit = "points" if comparison.metric.larger_is_better else comparison.metric.title
+    header = [
+        "ahead",
+        "behind",
+        "seeds",
+        f"ahead by ({unit})",
+        "p (t)",
+        "p after Holm",
+        "p (sign flips)",
+        "says",
+    ]
+    body = []
+    for pair in pairs:
+        if pair.result is None:
+            continue
+        known = ahead_by(pair, comparison.metric)
+        amount = comparison.metric.amount(known.mean / scale, known.half / scale)
+        p_values = (pair.result.t_p, pair.p, pair.result.flip_p)
+        told = ["-" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in p_values]
+        body.append([pair.first.name, pair.second.name, str(known.n), amount, *told, badge(pair)[1]])
+    return header, body
+
+
+def ahead_by(pair: Pair, metric: Metric) -> Estimate:
+    """The difference in favour of the first, in points for an accuracy."""
+    assert pair.result is not None
+    known, scale = pair.result.estimate, 100 if metric.larger_is_better else -1
+    return Estimate(scale * known.mean + 0.0, abs(scale) * known.half, known.n)
+
+
+def badge(pair: Pair) -> tuple[str, str]:
+    """(kind, words) of what a pair says, in short."""
+    if pair.result is None:
+        return "few", "not compared"
+    if pair.is_decided:
+        return "better", "better"
+    if pair.result.estimate.n < MIN_SEEDS:
+        return "few", "too few seeds"
+    return "open", "undecided"
+
+
+def per_run(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Header and a row a run with every number, unrounded: for CSV."""
+    columns = list(comparison.rows[0].columns)
+    columns = [c for c in columns if c not in ("final", "best")]
+    header = [
+        "method",
+        "seed",
+        "run",
+        *(f"{comparison.metric.key}_area" if c == "area" else c for c in columns),
+    ]
+    body: list[list[Any]] = []
+    for row in comparison.rows:
+        for seed, run in row.method.runs.items():
+            values = [row.columns[column][seed] for column in columns]
+            body.append(
+                [row.method.name, seed, str(run.run.path), *(None if math.isnan(v) else v for v in values)]
+            )
+    return header, body
+
+
+def terminal(comparison: Comparison) -> Group:
+    """Everything for a terminal: notes, results, costs, verdicts."""
+    parts: list[Any] = [Text(f"note  {note}") for note in (*comparison.notes, *comparison.checks)]
+    header, body = results(comparison)
+    last = header.index(AREA)  # two tables, since one would be too wide
+    parts.append(_rich(f"Compared {comparison.budget.words}", header[:last], [row[:last] for row in body]))
+    rest = [[row[0], *row[last:]] for row in body]
+    parts.append(_rich("", [header[0], *header[last:]], rest))
+    if comparison.tuned:
+        parts.append(_rich("Tuned", *tuning.table(comparison.tuned)))
+    header, body = costs(comparison)
+    if body:
+        parts.append(_rich(f"To a {target_words(comparison)}", header, body))
+    header, body = fairness(comparison)
+    if body:
+        parts.append(_rich(fairness_words(comparison), header, body))
+    parts += [Text(f"\n{pair.words}") for pair in comparison.pairs[:SHOWN_VERDICTS]]
+    if len(comparison.pairs) > SHOWN_VERDICTS:
+        parts.append(
+            Text(f"\n... and {len(comparison.pairs) - SHOWN_VERDICTS:,} more pairs, which the page has.")
+        )
+    return Group(*parts, Text(f"\n{comparison.noise_words}"))
+
+
+def _rich(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for place, name in enumerate(header):
+        table.add_column(
+            Text(name),
+            justify="left" if place == 0 else "right",
+            min_width=max(map(len, name.split())),  # words of the header stay whole
+            overflow="fold",
+        )
+    for row in body:
+        table.add_row(*map(Text, row))
+    return table
