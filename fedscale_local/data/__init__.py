@@ -23,7 +23,8 @@ NAMES = {
     "arrays": "your own .npz or parquet file (data.path)",
 }
 _MODULES = dict.fromkeys(("fashion_mnist_12k", "fashion_mnist", "mnist"), "images")
-_GENERATED = ("quadratic", "synthetic")
+GENERATED = ("quadratic", "synthetic")
+"""Sets that depend on the seed and on how many clients there are."""
 
 
 def load(data: Any, seed: int, num_clients: int | None = None) -> Dataset:
@@ -41,4 +42,4 @@ def load(data: Any, seed: int, num_clients: int | None = None) -> Dataset:
         raise DataError(f"data.name={data.name}", "no such data set", f"take one of {', '.join(NAMES)}")
     module = import_module(f"fedscale_local.data.{_MODULES.get(data.name, data.name)}")
     loader = getattr(module, data.name)
-    return loader(data, seed, num_clients) if data.name in _GENERATED else loader(data)
+    return loader(data, seed, num_clients) if data.name in GENERATED else loader(data)

@@ -49,6 +49,16 @@ class Partition:
         """(clients,) number of examples of each."""
         return np.diff(self.offsets)
 
+    def owners(self, num_examples: int) -> np.ndarray:
+        """(num_examples,) the client of each example, len(self) for one that nobody holds: from_owners' inverse.
+
+        >>> from_owners(np.array([1, 0, 3]), num_clients=2).owners(3).tolist()
+        [1, 0, 2]
+        """
+        found = np.full(num_examples, len(self), dtype=np.int64)
+        found[self.order] = np.repeat(np.arange(len(self)), self.sizes)
+        return found
+
 
 def from_owners(owner: np.ndarray, num_clients: int) -> Partition:
     """Example i belongs to client owner[i]; examples of owners outside 0..num_clients-1 are left out."""
