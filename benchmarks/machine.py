@@ -1,0 +1,18 @@
+"""On what a benchmark ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, and torch's version."""
+    words = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.split(":")[1].strip() for line in words.splitlines() if "model name" in line), "")
+    cores = len(os.sched_getaffinity(0))
+    return {"processor": model or platform.machine(), "cores": cores, "torch": torch.__version__}

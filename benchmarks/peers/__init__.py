@@ -1,0 +1,1 @@
+"""The same work in several frameworks, side by side: see __main__.py."""
