@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 DEMO := .venv
 TEST := .venv-test
+IN_PARALLEL := --numprocesses auto --dist loadfile
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 # Always the installed distribution: neither the working directory nor the caller's PYTHONPATH is searched.
@@ -35,10 +36,10 @@ test: $(TEST)/installed
 	$(TEST)/bin/python -m pip check
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/mypy
-	$(TEST)/bin/pytest
+	$(TEST)/bin/pytest $(IN_PARALLEL)
 
 slow: $(TEST)/installed
-	@$(TEST)/bin/pytest -m slow
+	@$(TEST)/bin/pytest -m slow --timeout 900 $(IN_PARALLEL)
 
 clean:
 	rm -rf $(DEMO) $(TEST) build *.egg-info

@@ -1,25 +1,35 @@
 """The Flower ClientApp: the same in every engine.
 
-`app` answers one message at a time, as Flower asks. `app.cohort` answers many at once and is what the engines of this
-project call. Both unpack, train and pack; a client's state is kept only when its work succeeded.
+`app` answers one message at a time, as Flower asks; one message may be a chunk of many clients, as on Ray. `app.cohort`
+answers many at once and is what the in-process engine calls. All unpack, train and pack; a client's state is kept only
+when its work succeeded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from clients import secure
+from clients.hostile import sent_instead
 from clients.training import ClientUpdate, Order, Outcome, plan, train
+from fedscale_local import chunk, privacy, sending, server_step
 from fedscale_local import flower_adapter as adapter
-from fedscale_local import server_step
 from fedscale_local.config import Config, CustomClient
+from fedscale_local.config_secure import SecureAggregation
 from fedscale_local.data.shard import Place
-from fedscale_local.errors import ClientError
+from fedscale_local.errors import ClientError, late
 from fedscale_local.experiment import Experiment, build, client_app, config_of
+from fedscale_local.local_rule import State
+from fedscale_local.processes import ending_after, in_time
 from fedscale_local.scaling import Memory
 
 Train = Callable[[Experiment, Sequence[Order]], list[Outcome]]
@@ -27,6 +37,7 @@ Runner = Callable[[Train, Experiment, Sequence[Sequence[Order]]], list[list[Outc
 """Runs train(experiment, cohort) for each cohort, wherever it likes; their outcomes come in the same order."""
 
 app = ClientApp()
+log = logging.getLogger(__name__)
 
 
 def run_here(train: Train, experiment: Experiment, cohorts: Sequence[Sequence[Order]]) -> list[list[Outcome]]:
@@ -38,37 +49,99 @@ def cohort(
     messages: Sequence[Message], contexts: Sequence[Context], stack_size: int = 1, run: Runner = run_here
 ) -> list[Message]:
     """One reply per message, in their order; a client that fails replies with an error."""
-    experiment = build(config_of(contexts[0].run_config), _place(contexts[0]))
-    orders = [_try_unpack(experiment, m, c) for m, c in zip(messages, contexts, strict=True)]
+    config = config_of(contexts[0].run_config)
+    if isinstance(config.secure, SecureAggregation) and secure.is_stage(messages[0]):
+        return [secure.answer(config.secure, m, c) for m, c in zip(messages, contexts, strict=True)]
+    experiment = build(config, _place(contexts[0]))
+    seen: dict[int, ArrayRecord] = {}
+    orders = [_try_unpack(experiment, m, c, seen) for m, c in zip(messages, contexts, strict=True)]
     cohorts = plan(experiment, [order for order in orders if isinstance(order, Order)], stack_size)
     outcomes: dict[int, Outcome] = {
         order.client: outcome
         for asked, done in zip(cohorts, run(train, experiment, cohorts), strict=True)
         for order, outcome in zip(asked, done, strict=True)
     }
+    lies = sent_instead(experiment, [order for order in orders if isinstance(order, Order)], outcomes)
     replies = []
     for message, context, order in zip(messages, contexts, orders, strict=True):
         outcome = outcomes[order.client] if isinstance(order, Order) else order
         if isinstance(order, Order) and isinstance(outcome, ClientUpdate):
-            reply = _pack(experiment, message, order, outcome)
-            _keep(experiment, context, order, outcome)
+            reply = _answered(experiment, message, context, order, outcome, lies.get(order.client, outcome))
         else:
-            reply = adapter.error_reply(str(outcome), message)
+            reply = adapter.error_reply(_reason(config, outcome), message)
         replies.append(reply)
     return replies
 
 
 @app.train()
 def answer(message: Message, context: Context) -> Message:
-    """One client's round; whatever goes wrong is a reply, for a node that gets none waits for ever."""
+    """One client's round; whatever goes wrong is a reply, for a node that gets none waits for ever.
+
+    After round_timeout nobody waits for the reply any more: then its process ends, and the node is free.
+    """
     torch.set_num_threads(1)  # more would change the order of sums
+    config = None
     try:
         config = config_of(context.run_config)
-        if isinstance(config.client, CustomClient):
-            return _foreign(config, config.client, message, context)
-        return cohort([message], [context])[0]
+        with ending_after(config.round_timeout):
+            if isinstance(config.client, CustomClient):
+                return _foreign(config, config.client, message, context)
+            return cohort([message], [context])[0]
+    except Exception as error:
+        return adapter.error_reply(_reason(config, error), message)
+
+
+@app.evaluate()
+def judge(message: Message, context: Context) -> Message:
+    """How this client does on its test examples, once it has made the model its own."""
+    return answer(message, context)
+
+
+@app.train("chunk")
+def answer_all(message: Message, context: Context) -> Message:
+    """The round of several clients, whose states came along and go back with the replies.
+
+    Clients that were not done by round_timeout answer with an error; if one does not stop, the process ends.
+    """
+    torch.set_num_threads(1)
+    try:
+        seconds = config_of(context.run_config).round_timeout
+
+        def run(train: Train, experiment: Experiment, cohorts: Sequence[Sequence[Order]]) -> list[Any]:
+            return in_time(partial(train, experiment), cohorts, late, seconds)
+
+        with ending_after(None if seconds is None else seconds + chunk.GRACE_SECONDS / 2):
+            parts = chunk.unpack(message.content)
+            messages = [adapter.with_content(message, part.said) for part in parts]  # type: ignore[arg-type]
+            contexts = [_context_of(part, context) for part in parts]
+            replies = cohort(messages, contexts, run=run)
+            return Message(chunk.pack(list(map(_part, parts, replies, contexts))), reply_to=message)
     except Exception as error:
         return adapter.error_reply(f"{type(error).__name__}: {error}", message)
+
+
+def _reason(config: Config | None, error: object) -> str:
+    """What the server is told of a failure: with secure aggregation not why, as reasons have a client's numbers."""
+    if config is None or not isinstance(config.secure, SecureAggregation):
+        return str(error) if isinstance(error, ClientError) else f"{type(error).__name__}: {error}"
+    log.warning("%s", error)
+    return "it failed; the reason stays with the client, in its log"
+
+
+def _context_of(part: chunk.Part, context: Context) -> Context:
+    """The context of one client of a chunk, which was sent to a node with this context."""
+    own = adapter.new_context(
+        adapter.FIRST_NODE + part.client, {adapter.PARTITION: part.client}, dict(context.run_config)
+    )
+    own.state = part.state
+    return own
+
+
+def _part(part: chunk.Part, reply: Message, context: Context) -> chunk.Part:
+    """One client's part of the answer."""
+    if reply.has_error():
+        return chunk.Part(part.client, str(reply.error.reason), RecordDict())
+    return chunk.Part(part.client, reply.content, context.state)
 
 
 def _foreign(config: Config, client: CustomClient, message: Message, context: Context) -> Message:
@@ -93,7 +166,7 @@ def which(message: Message, context: Context) -> Message:
 @app.query("state")
 def tell_state(message: Message, context: Context) -> Message:
     """What this client keeps from round to round, for the server's checkpoint."""
-    return Message(RecordDict(dict(context.state)), reply_to=message)
+    return Message(adapter.kept(context.state), reply_to=message)
 
 
 @app.query("restore")
@@ -112,33 +185,86 @@ def _place(context: Context) -> Place | None:
     return None if path is None else Place(str(path), int(context.node_config[adapter.PARTITION]))
 
 
-def _try_unpack(experiment: Experiment, message: Message, context: Context) -> Order | ClientError:
+def _answered(
+    experiment: Experiment, message: Message, context: Context, order: Order, update: ClientUpdate, said: ClientUpdate
+) -> Message:
+    """The reply, and what this client keeps; neither, where a codec cannot carry what was computed.
+
+    said: what goes into the reply; of an honest client that is its update.
+    """
+    if update.test is not None:
+        named = zip((adapter.TEST_LOSS, adapter.TEST_ACCURACY), update.test, strict=True)
+        told = {name: value for name, value in named if value is not None}
+        return Message(adapter.content({}, metrics=adapter.metric_record(told)), reply_to=message)
+    leg = sending.Leg(experiment, "up", order.round, order.client)
+    vectors = _vectors(experiment, message, order, said)
+    if experiment.secure is not None:
+        try:
+            content = secure.masked(experiment, message, context, order, vectors, said)
+        except (ValueError, KeyError) as error:
+            return adapter.error_reply(f"client {order.client}, round {order.round}: {error}", message)
+        _keep(experiment, context, order, update)
+        return Message(content, reply_to=message)
+    records = _records(experiment, vectors, said)
+    try:
+        packed, residuals = leg.pack(records, order.params, context.state.array_records)
+    except ValueError as error:
+        return adapter.error_reply(
+            str(ClientError("pack", order.client, order.round, str(error))), message
+        )
+    for key, residual in residuals.items():
+        context.state[sending.residual_key(key)] = adapter.vector_record(residual)
+    _keep(experiment, context, order, update)
+    metrics = _metrics(experiment, order, update)
+    return Message(adapter.content(packed, metrics=metrics), reply_to=message)
+
+
+def _try_unpack(
+    experiment: Experiment, message: Message, context: Context, seen: dict[int, ArrayRecord]
+) -> Order | ClientError:
     client = int(context.node_config["partition-id"])
     round = -1
     try:
-        round = int(_instructions(message)[adapter.ROUND])  # type: ignore[arg-type]
-        return _unpack(experiment, message, context, client, round)
+        sent, instructions = adapter.of_kind(message.content, ArrayRecord), _instructions(message)
+        round = int(instructions[adapter.ROUND])  # type: ignore[arg-type]
+        if instructions.get(adapter.PERSONAL, False):
+            layouts = (experiment.task.layout, experiment.task.buffer_layout)
+            params, buffers = (
+                adapter.from_record(sent[adapter.ARRAYS], own, experiment.task.dtype) for own in layouts
+            )
+            return Order(client, round, params, buffers, personal=True)
+        leg = sending.Leg(experiment, "down", round)
+        return _unpack(experiment, leg.unpack(sent, seen=seen), instructions, context, client, round)
     except Exception as error:
         return ClientError("unpack", client, round, f"{type(error).__name__}: {error}")
 
 
 def _instructions(message: Message) -> ConfigRecord:
     """The message's one ConfigRecord, whatever a strategy calls it."""
-    records = message.content.config_records
+    records = adapter.of_kind(message.content, ConfigRecord)
     return records[adapter.CONFIG] if adapter.CONFIG in records else next(iter(records.values()))
 
 
-def _unpack(experiment: Experiment, message: Message, context: Context, client: int, round: int) -> Order:
+def _unpack(
+    experiment: Experiment,
+    records: Mapping[str, ArrayRecord],
+    instructions: ConfigRecord,
+    context: Context,
+    client: int,
+    round: int,
+) -> Order:
     task, config = experiment.task, experiment.config
-    records, instructions = message.content.array_records, _instructions(message)
-    arrays = records[adapter.ARRAYS] if adapter.ARRAYS in records else next(iter(records.values()))
+    if experiment.local_rule.wants_mean_gradient and adapter.ARRAYS not in records:
+        arrays = context.state.array_records[adapter.ARRAYS]  # it came with the round's first exchange
+    else:
+        arrays = records[adapter.ARRAYS] if adapter.ARRAYS in records else next(iter(records.values()))
     params, buffers = (
         adapter.from_record(arrays, layout, task.dtype) for layout in (task.layout, task.buffer_layout)
     )
     is_global = config.scaling.scope == "global"
     memory, d_hat = _load_memory(context, task.layout.size, task.dtype), None
     if is_global:
-        memory, d_hat = _global_preconditioner(experiment, message, context, params, memory)
+        memory, d_hat = _global_preconditioner(experiment, records, instructions, context, params, memory)
     momentum_from = records if config.client.momentum_buffer == "averaged" else context.state.array_records
     return Order(
         client,
@@ -152,15 +278,32 @@ def _unpack(experiment: Experiment, message: Message, context: Context, client: 
         measure=bool(instructions.get("measure", False))
         if is_global
         else not experiment.scaling.is_identity and round % config.scaling.refresh_every == 0,
+        state=_rule_state(experiment, records, context),
+        prepare=bool(instructions.get("prepare", False)),
     )
 
 
+def _rule_state(experiment: Experiment, sent: Mapping[str, ArrayRecord], context: Context) -> State:
+    """The local rule's vectors: what the server sent goes before what this client kept."""
+    task, state = experiment.task, {}
+    for name, size in experiment.local_rule.sizes.items():
+        for records in (sent, context.state.array_records):
+            if name in records:
+                state[name] = adapter.from_vector_record(records[name], size(task.layout), task.dtype)
+                break
+    return state
+
+
 def _global_preconditioner(
-    experiment: Experiment, message: Message, context: Context, params: Tensor, memory: Memory | None
+    experiment: Experiment,
+    records: Mapping[str, ArrayRecord],
+    instructions: ConfigRecord,
+    context: Context,
+    params: Tensor,
+    memory: Memory | None,
 ) -> tuple[Memory | None, Tensor | None]:
     """The D-hat of this round: sent, or kept from an earlier round, or derived from the last displacement."""
-    task, scaling, instructions = experiment.task, experiment.scaling, _instructions(message)
-    records, size = message.content.array_records, task.layout.size
+    task, scaling, size = experiment.task, experiment.scaling, experiment.task.layout.size
     if adapter.PRECONDITIONER in records:
         return None, adapter.from_vector_record(records[adapter.PRECONDITIONER], size, task.dtype)
     if adapter.MEMORY in records:
@@ -186,36 +329,90 @@ def _global_preconditioner(
     return None, kept
 
 
-def _pack(experiment: Experiment, message: Message, order: Order, update: ClientUpdate) -> Message:
-    task, config, instructions = experiment.task, experiment.config, _instructions(message)
-    records: dict[str, ArrayRecord] = {}
-    if update.params is not None and update.buffers is not None:
-        sections = [(task.layout, update.params), (task.buffer_layout, update.buffers)]
-        records[adapter.ARRAYS] = adapter.to_record(sections)
-    d_hat = torch.ones_like(order.params) if update.d_hat is None else update.d_hat
-    extra = {
+def _vectors(
+    experiment: Experiment, message: Message, order: Order, update: ClientUpdate
+) -> dict[str, Tensor]:
+    """The vectors that were asked for, with local privacy clipped and noised."""
+    config, instructions = experiment.config, _instructions(message)
+    vectors = {
+        adapter.ARRAYS: update.params,
         adapter.STATISTIC: update.statistic if config.scaling.scope == "global" else None,
-        adapter.PRECONDITIONER: d_hat if instructions.get("mix", False) else None,
         adapter.MOMENTUM: update.momentum if config.client.momentum_buffer == "averaged" else None,
     }
-    records |= {key: adapter.vector_record(vector) for key, vector in extra.items() if vector is not None}
+    if instructions.get("mix", False):
+        nothing_yet = update.d_hat is None
+        vectors[adapter.PRECONDITIONER] = torch.ones_like(order.params) if nothing_yet else update.d_hat
+    if order.prepare:
+        vectors[adapter.GRADIENT] = update.state[adapter.GRADIENT]
+    sends = [name for name in experiment.local_rule.sends if name in update.state]
+    due = str(instructions.get("due", " ".join(sends))).split()
+    vectors |= {name: update.state[name] for name in sends if name in due}
+    asked = {key: vector for key, vector in vectors.items() if vector is not None}
+    if experiment.mechanism is not None and experiment.mechanism.kind == "local":
+        asked = _noised(experiment, experiment.mechanism, order, asked)
+    return asked
+
+
+def _records(
+    experiment: Experiment, vectors: Mapping[str, Tensor], update: ClientUpdate
+) -> dict[str, ArrayRecord]:
+    """These vectors as they stand in a reply, the model with its buffers."""
+    task, records = experiment.task, {}
+    for key, vector in vectors.items():
+        if key == adapter.ARRAYS and update.buffers is not None:
+            records[key] = adapter.to_record([(task.layout, vector), (task.buffer_layout, update.buffers)])
+        else:
+            records[key] = adapter.vector_record(vector)
+    return records
+
+
+def _noised(
+    experiment: Experiment, mechanism: privacy.Mechanism, order: Order, vectors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A message's vectors, each clipped and noised; of the model, what was added to the one received."""
+    config, noised = experiment.config, dict(vectors)
+    keys = [key for key in vectors if key not in experiment.local_rule.counts]
+    for key in keys:
+        centre = order.params if key == adapter.ARRAYS else torch.zeros_like(vectors[key])
+        bound = mechanism.bounds[sending.bound_of(key)]
+        sent = centre + privacy.clipped(vectors[key] - centre, bound)
+        if std := privacy.scale(mechanism.multiplier, len(keys), bound):
+            stream = mechanism.stream(config.seed, f"local-privacy-{key}", order.round, order.client)
+            sent = sent + privacy.noise(sent, std, stream)
+        if key in privacy.NOT_NEGATIVE:
+            sent = sent.clamp(min=0.0)
+        if key == adapter.PRECONDITIONER:  # models are divided by it
+            sent = sent.clamp(min=config.scaling.alpha)
+        noised[key] = sent
+    return noised
+
+
+def _metrics(experiment: Experiment, order: Order, update: ClientUpdate) -> MetricRecord:
+    if experiment.mechanism is not None and experiment.mechanism.kind == "local":
+        update = replace(update, num_examples=1, loss=0.0, d_hat=None)  # nothing that tells of its data
     metrics: dict[str, int | float] = {
         adapter.NUM_EXAMPLES: update.num_examples,
         "client": order.client,
         "local-steps": update.num_steps,
         "train-loss": update.loss,
     }
-    if config.scaling.scope == "local" and update.d_hat is not None:
+    if experiment.config.scaling.scope == "local" and update.d_hat is not None:
         low, high = torch.aminmax(update.d_hat)
         metrics |= {"d-min": float(low), "d-max": float(high)}
-    return Message(adapter.content(records, metrics=MetricRecord(metrics)), reply_to=message)  # type: ignore[arg-type]
+    return adapter.metric_record(metrics)
 
 
 def _keep(experiment: Experiment, context: Context, order: Order, update: ClientUpdate) -> None:
     """What this client needs in later rounds; nothing is kept that a later round would not read."""
     if order.round == 0:
         return
-    kept: dict[str, Tensor | None] = {}
+    if order.prepare:
+        sections = [(experiment.task.layout, order.params), (experiment.task.buffer_layout, order.buffers)]
+        context.state[adapter.ARRAYS] = adapter.to_record(sections)
+        return
+    if experiment.local_rule.wants_mean_gradient:
+        context.state.pop(adapter.ARRAYS)
+    kept: dict[str, Tensor | None] = {name: update.state[name] for name in experiment.local_rule.keeps}
     clock = 0
     if experiment.config.client.momentum_buffer == "kept":
         kept[adapter.MOMENTUM] = update.momentum

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedscale_local import curvature
 from fedscale_local.client_step import Measure, probe, scaled_local_steps
-from fedscale_local.data.batches import draw
 from fedscale_local.errors import ClientError
 from fedscale_local.experiment import Experiment
+from fedscale_local.local_rule import State
 from fedscale_local.randomness import derive, generator
-from fedscale_local.scaling import Memory
+from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.tasks import Batch, Looped, Stacked
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,12 @@ class Order:
     """Of d_hat, or of memory: how often it was refreshed."""
     measure: bool = False
     """Is the statistic of the round's first mini-batch wanted?"""
+    state: State = field(default_factory=dict)
+    """What the local rule was sent and what it kept, by name; what is missing is zero."""
+    prepare: bool = False
+    """Is the full-batch gradient at x wanted, and no step?"""
+    personal: bool = False
+    """Is it wanted how the client does on its test examples once it has made the model its own?"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,10 @@ class ClientUpdate:
     d_hat: Tensor | None = None
     memory: Memory | None = None
     momentum: Tensor | None = None
+    state: State = field(default_factory=dict)
+    """What the local rule sends and keeps, by name."""
+    test: tuple[float, float | None] | None = None
+    """Loss and accuracy on the client's test examples, where its order is personal."""
 
 
 Outcome = ClientUpdate | ClientError
@@ -90,7 +100,8 @@ def train(experiment: Experiment, cohort: Sequence[Order]) -> list[Outcome]:
 def _finite(order: Order, update: ClientUpdate) -> Outcome:
     """The update, unless a number in it is none: such a client has failed, and must not keep what it computed."""
     vectors = {"model": update.params, "statistic": update.statistic, "momentum": update.momentum}
-    for name, vector in {**vectors, "D": update.memory and update.memory.value}.items():
+    vectors |= {"D": update.memory and update.memory.value, **update.state}
+    for name, vector in vectors.items():
         if vector is not None and not bool(vector.isfinite().all()):
             reason = f"its {name} is no longer finite (mean loss {update.loss:g})"
             return ClientError("train", order.client, order.round, reason)
@@ -106,12 +117,34 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
     oracle = task.looped if len(ranked) == 1 else task.stacked
     task.module.train()
     if first.round == 0:
-        statistics = _probe(experiment, oracle, ranked)
+        sent = _probed(experiment, oracle, ranked)
+        statistics = _probe(experiment, oracle, ranked) if first.measure else [None] * len(ranked)
         updates = {
-            order.client: ClientUpdate(order.client, len(experiment.shard(order.client)), statistic=h)
-            for order, h in zip(ranked, statistics, strict=True)
+            order.client: ClientUpdate(
+                order.client,
+                len(experiment.shard(order.client)),
+                statistic=h,
+                state={
+                    name: vectors if vectors.dim() == 1 else vectors[row] for name, vectors in sent.items()
+                },
+            )
+            for row, (order, h) in enumerate(zip(ranked, statistics, strict=True))
         }
         return [updates[order.client] for order in cohort]
+
+    if first.prepare:
+        gradients = _full_gradient(experiment, oracle, ranked).reshape(len(ranked), -1)
+        updates = {
+            order.client: ClientUpdate(
+                order.client, len(experiment.shard(order.client)), state={"mean_gradient": gradient}
+            )
+            for order, gradient in zip(ranked, gradients, strict=True)
+        }
+        return [updates[order.client] for order in cohort]
+
+    if first.personal:
+        tested = _personalised(experiment, oracle, ranked, [parts[order.client] for order in ranked])
+        return [tested[order.client] for order in cohort]
 
     memories = _own_memories(experiment, oracle, ranked)
     if isinstance(oracle, Looped):
@@ -130,8 +163,10 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         d_hat=first.d_hat
         if memories is None
         else _gather(oracle, ranked, [scaling.d_hat(memory) for memory in memories], fill=1.0),
-        measure=_measure(experiment, oracle, first.round) if each_step or first.measure else None,
+        measure=_measure(experiment, oracle, ranked, first.round) if each_step or first.measure else None,
         memory=oracle.gather_memories(memories) if each_step and memories else None,
+        rule=experiment.local_rule,
+        state=_rule_state(experiment, oracle, ranked),
     )
     updates = {}
     for row, order in enumerate(ranked):
@@ -153,24 +188,50 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
             d_hat,
             memory,
             own.momentum,
+            {name: own.state[name] for name in experiment.local_rule.leaves},
         )
     return [updates[order.client] for order in cohort]
 
 
+NO_SCALING = Scaling("identity")
+
+
+def _personalised(
+    experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order], parts: Sequence[list[Tensor]]
+) -> dict[int, ClientUpdate]:
+    """How each client does on its test examples after eval_personal_steps gradient steps from the model it received.
+
+    They are plain steps without momentum, whatever the method: so models are compared and not optimisers.
+    """
+    config, task, dataset = experiment.config, experiment.task, experiment.dataset
+    if isinstance(oracle, Looped):
+        oracle.load(orders[0].params, orders[0].buffers)
+        if task.is_random:
+            torch.manual_seed(derive(config.seed, "personal-dropout", orders[0].round, orders[0].client))
+    x, step_size = oracle.gather([order.params for order in orders]), config.eval_personal_step_size
+    result = scaled_local_steps(
+        oracle, x, _stream(experiment, oracle, orders, parts), NO_SCALING, step_size=step_size
+    )
+    updates = {}
+    for row, (order, part) in enumerate(zip(orders, parts, strict=True)):
+        own, rows = oracle.pick(result, row), torch.from_numpy(experiment.test_partition[order.client])
+        buffers = oracle.buffers() if isinstance(oracle, Looped) else order.buffers
+        test = task.evaluate(own.params, buffers, dataset.test_x[rows], dataset.test_y[rows])
+        updates[order.client] = ClientUpdate(order.client, len(rows), len(part), float(own.loss), test=test)
+    return updates
+
+
 def _batches(experiment: Experiment, order: Order) -> list[Tensor]:
     """The examples of each local step (one, for a probe), as indices into the training set."""
-    client, shard = experiment.config.client, experiment.shard(order.client)
-    drawn = draw(
-        generator(experiment.config.seed, "batch", order.round, order.client),
-        len(shard),
-        client.batch_size,
-        num_steps=1 if order.round == 0 else client.local_steps,
-        num_epochs=client.local_epochs,
-        drop_last=client.drop_last,
+    parts = (
+        experiment.personal_batches(order.client)
+        if order.personal
+        else experiment.batches(order.round, order.client)
     )
-    if not drawn:
-        raise ValueError(f"{len(shard)} examples give no batch of {client.batch_size}")
-    return [shard[part] for part in drawn]
+    if not parts:
+        size, num_examples = experiment.config.client.batch_size, len(experiment.shard(order.client))
+        raise ValueError(f"{num_examples} examples give no batch of {size}")
+    return parts
 
 
 def _stream(
@@ -194,9 +255,14 @@ def _noise(experiment: Experiment, order: Order, parts: Sequence[Tensor]) -> lis
     return [experiment.task.noise(experiment.dataset.y[part], stream) for part in parts]
 
 
-def _measure(experiment: Experiment, oracle: Looped | Stacked, round: int) -> Measure:
+def _measure(
+    experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order], round: int
+) -> Measure:
     """The configured statistic; its Hutchinson probes come from a stream that all clients of the round share."""
     scaling, task = experiment.config.scaling, experiment.task
+    if scaling.statistic == "full_gradient":
+        whole = oracle.batch([experiment.shard(order.client) for order in orders], [])
+        return lambda v, batch, gradient: oracle.gradient_at(v, whole)
     statistic = curvature.STATISTICS[scaling.statistic]
     stream = generator(experiment.config.seed, "probe", round)
 
@@ -216,8 +282,19 @@ def _probe(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Or
     if isinstance(oracle, Looped):
         oracle.load(probes[0].params, probes[0].buffers)
     x = oracle.gather([order.params for order in probes])
-    h = probe(oracle, x, next(_stream(experiment, oracle, probes, parts)), _measure(experiment, oracle, 0))
+    h = probe(
+        oracle, x, next(_stream(experiment, oracle, probes, parts)), _measure(experiment, oracle, probes, 0)
+    )
     return [h] if h.dim() == 1 else list(h)
+
+
+def _probed(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]) -> State:
+    """What the local rule sends before the first round, from the gradient on one mini-batch of round 0."""
+    if experiment.local_rule.probe is None:
+        return {}
+    batch = next(_stream(experiment, oracle, orders, [_batches(experiment, order) for order in orders]))
+    gradient = oracle.gradient_at(oracle.gather([order.params for order in orders]), batch)
+    return experiment.local_rule.probe(gradient)
 
 
 def _own_memories(
@@ -237,6 +314,28 @@ def _own_memories(
         for order, h in zip(new, _probe(experiment, oracle, new), strict=True):
             memories[order.client] = scaling.refresh(memories[order.client], h)
     return [memories[order.client] for order in orders]
+
+
+def _rule_state(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]) -> State:
+    """What the local rule begins with: vectors (d,) that all clients share, others gathered; zeros before any."""
+    rule, task = experiment.local_rule, experiment.task
+    state: State = {}
+    for name, size in rule.sizes.items():
+        vectors = [order.state.get(name) for order in orders]
+        if all(vector is vectors[0] for vector in vectors) and vectors[0] is not None:
+            state[name] = vectors[0]
+        else:
+            nothing = torch.zeros(size(task.layout), dtype=task.dtype)
+            state[name] = oracle.gather([nothing if vector is None else vector for vector in vectors])
+    if rule.wants_full_gradient:
+        state["full_gradient"] = _full_gradient(experiment, oracle, orders)
+    return state
+
+
+def _full_gradient(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]) -> Tensor:
+    """Each client's gradient at x over its whole shard, taken as one batch, (d,) or (clients, d)."""
+    whole = oracle.batch([experiment.shard(order.client) for order in orders], [])
+    return oracle.gradient_at(oracle.gather([order.params for order in orders]), whole)
 
 
 def _gather(

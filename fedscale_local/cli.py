@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import fedscale_local
-from fedscale_local.errors import ConfigError, FedscaleError, RunDirError
+from fedscale_local.errors import ConfigError, FedscaleError
 
 PROGRAM = "fedscale-local"
 
@@ -25,29 +26,38 @@ PROGRAM = "fedscale-local"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return _guarded(lambda: _dispatch(arguments))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+    return guarded(lambda: _dispatch(arguments))
 
 
-def _guarded(work: Callable[[], int | None]) -> int:
+def interrupt(number: int, frame: object) -> NoReturn:
+    """SIGTERM ends a command as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def guarded(work: Callable[[], int | None]) -> int:
     """The exit status of this work; what it raises becomes one message on stderr."""
     try:
         status = work() or 0
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        return _tell("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return _tell("interrupted", 130, stop)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except FedscaleError as error:
-        return _tell(str(error), error.exit_status)
+        return _tell(str(error), error.exit_status, error)
     except SystemExit as stop:  # argparse after --help, Hydra after its own report
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
-        return _tell(f"{type(error).__name__}: {error} (FEDSCALE_DEBUG=1 shows where)", 1)
+        return _tell(f"{type(error).__name__}: {error} (FEDSCALE_DEBUG=1 shows where)", 1, error)
 
 
-def _tell(message: str, status: int) -> int:
+def _tell(message: str, status: int, error: BaseException) -> int:
+    """One message with what is to be added to it, such as how to carry on."""
+    message = "; ".join([message, *getattr(error, "__notes__", [])])
     if os.environ.get("FEDSCALE_DEBUG"):
         traceback.print_exc()
     print(f"{PROGRAM}: {message}", file=sys.stderr)
@@ -92,6 +102,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="sweep: KEY=A,B takes each value in turn"
     )
+    parser.add_argument("--force", action="store_true", help="of a sweep: do again what is done")
     parser.add_argument("--cfg", choices=["job"], help="print the configuration instead of running it")
     parsed = parser.parse_intermixed_args(arguments)
 
@@ -104,13 +115,38 @@ def run(arguments: list[str]) -> int:
         print(yaml.safe_dump(to_container(compose.config(parsed.overrides)), sort_keys=False), end="")
         return 0
     if parsed.multirun or compose.sweeps_by_itself(parsed.overrides):
-        return _sweep(compose.sweep(parsed.overrides))
+        from fedscale_local import sweep
+
+        return sweep.run(compose.sweep(parsed.overrides), parsed.force)
+    if parsed.force:
+        raise ConfigError("--force", "only a sweep does runs again", "add -m, or choose another run_dir")
     for override in parsed.overrides:
         if override.lstrip("+").startswith(("hydra.run.dir=", "hydra.sweep.dir=")):
             raise ConfigError(
                 override, "a single run has its directory from run_dir", "set run_dir, or add -m"
             )
     return _run_one(resolve_run_dir(compose.config(parsed.overrides)))
+
+
+def tune(arguments: list[str]) -> int:
+    """tune methods, each with as many trials"""
+    parser = _parser(
+        "tune",
+        "Search for good values of some keys, for each method with as many trials, and compare the best. The space is\n"
+        "in Hydra's grammar: 'KEY=tag(log, interval(0.001, 1))', 'KEY=interval(0, 1)', 'KEY=int(interval(1, 9))',\n"
+        "'KEY=range(1, 9, 2)', 'KEY=choice(A, B)'. KEY=A,B are methods to compare; seed=0,1 are the seeds of each\n"
+        "trial. tune.trials, tune.metric and the other keys of that section say how. The same command carries on.",
+    )
+    _overrides(parser)
+    parsed = parser.parse_intermixed_args(arguments)
+
+    from fedscale_local.compose_tuning import tuning
+
+    planned = tuning(parsed.overrides)
+
+    from fedscale_local import tune
+
+    return tune.run(planned)
 
 
 def _run_one(config: Any) -> int:
@@ -123,69 +159,41 @@ def _run_one(config: Any) -> int:
 
 
 def _tell_results(run_dir: Path) -> int:
+    from fedscale_local.reports.facts import final_words
+
     for name, file in (("model", "model.safetensors"), ("report", "report.html")):
         if (run_dir / file).exists():
             print(f"{name:<8}{run_dir / file}")
-    print(f"{'final':<8}{_final(run_dir / 'rounds.jsonl')}")
+    print(f"{'final':<8}{final_words(run_dir / 'rounds.jsonl')}")
     return 0
-
-
-def _final(file: Path) -> str:
-    """The last evaluation in words."""
-    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    kinds = {"test_accuracy": "test accuracy", "test_loss": "test loss", "train_loss": "train loss"}
-    for record in reversed(records):
-        known = [f"{words} {record[key]:.4f}" for key, words in kinds.items() if record.get(key) is not None]
-        if known:
-            return f"{', '.join(known)} after round {record['round']}"
-    return "no round was finished"
-
-
-def _sweep(planned: Any) -> int:
-    """All runs of a sweep, each below hydra.sweep.dir; the status is the worst of theirs."""
-    from fedscale_local import compose
-    from fedscale_local.config import from_container, resolve_run_dir
-
-    for index, job in enumerate(planned.jobs):
-        config = compose.config(job)
-        if config.run_dir is not None:
-            raise RunDirError(
-                f"run_dir={config.run_dir}",
-                "the runs of a sweep have a directory each",
-                "set hydra.sweep.dir instead",
-            )
-        resolve_run_dir(config.model_copy(update={"run_dir": str(Path(planned.folder) / str(index))}))
-    statuses: list[int] = []
-
-    def one(container: dict[str, Any], run_dir: str) -> None:
-        shown = " ".join(override.lstrip("+") for override in planned.jobs[len(statuses)])
-        print(f"run {len(statuses) + 1} of {len(planned.jobs)}: {shown}")
-        config = from_container(container).model_copy(update={"run_dir": os.path.relpath(run_dir)})
-        statuses.append(_guarded(lambda: _run_one(resolve_run_dir(config))))
-        if statuses[-1] == 130:
-            raise KeyboardInterrupt
-        if statuses[-1] and not any(Path(run_dir).iterdir()):
-            Path(run_dir).rmdir()  # Hydra made it; the run was refused
-
-    compose.launch(planned, one)
-    failed = sum(status != 0 for status in statuses)
-    print(f"sweep   {planned.folder} ({len(statuses)} runs, {failed} failed)")
-    return max(statuses, default=1)
 
 
 def resume(arguments: list[str]) -> int:
     """carry on a run that was stopped"""
     parser = _parser(
-        "resume", "Carry on a run from its newest checkpoint; the result is as if it had never stopped."
+        "resume",
+        "Carry on a run from its newest checkpoint; the result is as if it had never stopped. A larger num_rounds "
+        "extends a run.",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR")
-    parsed = parser.parse_args(arguments)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="KEY=VALUE that decides no result, as num_rounds=200"
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although configuration, code or libraries have changed; the manifest tells of it",
+    )
+    parsed = parser.parse_intermixed_args(arguments)
 
-    from fedscale_local import experiment, progress, run_dir
+    from fedscale_local import compose, run_dir
 
-    config = run_dir.read(parsed.run_dir).config
-    with progress.follow(parsed.run_dir, config["num_rounds"]):
-        experiment.resume(Path(parsed.run_dir))
+    config = compose.again(run_dir.head(Path(parsed.run_dir))[0], parsed.overrides)
+
+    from fedscale_local import experiment, progress
+
+    with progress.follow(parsed.run_dir, config.num_rounds):
+        experiment.resume(Path(parsed.run_dir), config, parsed.accept_changes)
     return _tell_results(Path(parsed.run_dir))
 
 
@@ -198,6 +206,38 @@ def show(arguments: list[str]) -> int:
     from fedscale_local import reports
 
     reports.show(parsed.run_dir)
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """compare the runs of several methods"""
+    parser = _parser(
+        "compare",
+        "Compare finished runs: which method is better, by how much, and how sure that is. Runs that differ by\n"
+        "their seed alone are one method; methods are compared in pairs of runs with the same seed.",
+    )
+    parser.add_argument(
+        "directories", nargs="+", metavar="DIR", help="a run directory, or one with runs below it"
+    )
+    parser.add_argument(
+        "--out", default="report.html", metavar="FILE", help="the page to write (%(default)s)"
+    )
+    parser.add_argument(
+        "--at",
+        metavar="BUDGET",
+        help="rounds=100, bytes=50MB or steps=20000 (default: the rounds that all have)",
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        metavar="VALUE",
+        help="tell what it took to get there (default: what all reached)",
+    )
+    parsed = parser.parse_intermixed_args(arguments)
+
+    from fedscale_local import reports
+
+    print(f"report  {reports.compare(parsed.directories, parsed.out, parsed.at, parsed.target)}")
     return 0
 
 
@@ -263,33 +303,56 @@ def list_choices(arguments: list[str]) -> int:
 
 
 def federation(arguments: list[str]) -> int:
-    """start, look at or end a whole federation on this machine"""
+    """keys for a federation; start, look at, mend or end a whole one on this machine"""
     parser = _parser(
         "federation",
-        "A SuperLink and N SuperNodes on loopback, with TLS and a key for each node, for engine=superlink.",
+        "up: a SuperLink and N SuperNodes on loopback, with TLS and a key for each node, for engine=superlink; status "
+        "and down look at it and end it. keys: only the certificates and keys, for a federation of several machines.",
     )
-    parser.add_argument("action", choices=["up", "status", "down"])
+    parser.add_argument("action", choices=["keys", "up", "status", "restart", "down"])
     parser.add_argument("--dir", required=True, metavar="DIR", help="where its keys, state and logs are")
-    parser.add_argument("--nodes", type=int, default=3, help="up: how many nodes (%(default)s)")
+    parser.add_argument("--nodes", type=int, default=3, help="keys, up: how many nodes (%(default)s)")
+    parser.add_argument(
+        "--host",
+        action="append",
+        metavar="HOST",
+        help="keys: a name or number under which the SuperLink is reached, once or more; loopback is always one",
+    )
     parser.add_argument(
         "--shards", metavar="DIR", help="up: node K serves DIR/K alone, as written by `shard --all`"
+    )
+    parser.add_argument(
+        "--serverapp",
+        choices=["beside", "remote"],
+        default="beside",
+        help="up: the server's side of a run runs beside its command, or the SuperLink starts it (%(default)s)",
     )
     parsed = parser.parse_args(arguments)
     if parsed.nodes < 1:
         raise ConfigError(
             f"--nodes={parsed.nodes}", "a federation needs at least one node", "set --nodes to 1 or more"
         )
+    if (parsed.action == "keys") != bool(parsed.host):
+        raise ConfigError(
+            f"federation {parsed.action}",
+            "--host names the SuperLink in its certificate, so `keys` needs it and no other action takes it",
+            "as in `fedscale-local federation keys --dir=keys --host=fl.example.org --nodes=2`",
+        )
 
     from fedscale_local import federation
 
     shards = None if parsed.shards is None else Path(parsed.shards)
-    return federation.command(parsed.action, Path(parsed.dir), parsed.nodes, shards)
+    return federation.command(
+        parsed.action, Path(parsed.dir), parsed.nodes, shards, parsed.host or [], parsed.serverapp
+    )
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
+    "tune": tune,
     "resume": resume,
     "show": show,
+    "compare": compare,
     "partition": partition,
     "shard": shard,
     "list": list_choices,

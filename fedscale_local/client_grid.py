@@ -1,15 +1,20 @@
 """A Flower Grid seen by client index, so that a run is the same whatever ids its nodes have.
 
-Node ids of a real federation are random and change when a node comes back. Each node is asked once which client it
-serves (its `partition-id`); from then on strategies see the ids of the in-process engine, and whatever is sampled,
-ordered or seeded by them comes out as it does there.
+Node ids of a real federation are random and change when a node comes back. Each node is asked which client it serves
+(its `partition-id`); from then on strategies see the ids of the in-process engine, and whatever is sampled, ordered or
+seeded by them comes out as it does there.
+
+A node may say what it likes, unless its key was registered under the name `client-N`: then it may serve client N and no
+other, and once it was seen nobody without such a name serves N in its place. A refused claim is told in the records.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
@@ -17,20 +22,32 @@ from flwr.serverapp import Grid
 
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.errors import FedscaleError
+from fedscale_local.keys import name_of_client
 
 WAIT_SECONDS = 120.0
-"""How long the start of a run waits for the nodes of all clients, and a new node's answer is waited for."""
+"""How long the start of a run waits for the nodes of all clients; questions beside the rounds wait no longer."""
+
+ASKED_AT_MOST = 3
+"""How often a node that does not answer is asked which client it serves."""
 
 log = logging.getLogger(__name__)
 
 
-def by_client(grid: Grid, num_clients: int, keeps_state: bool) -> Grid:
+def by_client(grid: Grid, num_clients: int, keeps_state: bool, round_timeout: float | None = None) -> Grid:
     """The grid itself if it has a node for each client index, else a ClientGrid over it, its clients awaited."""
     if hasattr(grid, "node_of_client"):
         return grid
-    clients = ClientGrid(grid, num_clients, keeps_state)
+    clients = ClientGrid(grid, num_clients, keeps_state, min(round_timeout or WAIT_SECONDS, WAIT_SECONDS))
     clients.wait()
     return clients
+
+
+def take_refusals(grid: Grid) -> list[str]:
+    """Which claims to be a client were refused since this was last asked, in words."""
+    if not isinstance(grid, ClientGrid):
+        return []
+    refusals, grid.refusals = grid.refusals, []
+    return refusals
 
 
 class ClientGrid(Grid):
@@ -39,14 +56,19 @@ class ClientGrid(Grid):
     A client whose node is not there replies with an error at once; when its node comes (back), it is found.
     """
 
-    def __init__(self, grid: Grid, num_clients: int, keeps_state: bool = True) -> None:
-        self.grid = grid
+    def __init__(
+        self, grid: Grid, num_clients: int, keeps_state: bool = True, patience: float = WAIT_SECONDS
+    ) -> None:
+        self.grid, self.patience = grid, patience
         self.keeps_state = keeps_state
         """Does a client keep anything that a checkpoint must have?"""
         self.node_of_client = range(adapter.FIRST_NODE, adapter.FIRST_NODE + num_clients)
         self.client_of: dict[int, int] = {}
         """Which client each node serves, in the order in which the nodes said so."""
-        self.asked: set[int] = set()
+        self.proven: set[int] = set()
+        """Nodes whose names say so too."""
+        self.asked: Counter[int] = Counter()
+        self.refusals: list[str] = []
         self.num_sent = 0
 
     def wait(self, seconds: float = WAIT_SECONDS) -> None:
@@ -84,46 +106,62 @@ class ClientGrid(Grid):
         return replies
 
     def _nodes(self) -> dict[int, int]:
-        """The node of each client that has one now; of two that claim a client the one that was there first."""
-        here = set(self.grid.get_node_ids())
-        if here - self.asked:
-            self._ask(sorted(here - self.asked))
+        """The node of each client that has one now: a proven one, else of several the one that was there first."""
+        names = {node.node_id: node.name for node in self.grid.get_nodes()}
+        new = [node for node in names if node not in self.client_of and self.asked[node] < ASKED_AT_MOST]
+        if new:
+            self._ask(sorted(new), names)
+        sure = {self.client_of[node] for node in self.proven}
         nodes: dict[int, int] = {}
-        for node, client in self.client_of.items():
-            if node in here:
+        for node, client in sorted(self.client_of.items(), key=lambda item: item[0] not in self.proven):
+            if node in names and (node in self.proven or client not in sure):
                 nodes.setdefault(client, node)
         return nodes
 
-    def _ask(self, nodes: list[int]) -> None:
-        """Which client each new node serves."""
-        self.asked.update(nodes)
-        questions = [adapter.message_to(node, RecordDict(), MessageType.QUERY) for node in nodes]
+    def _ask(self, new: Sequence[int], names: Mapping[int, str]) -> None:
+        """Which client each new one of these nodes serves; who answered and was refused is not asked again."""
+        self.asked.update(new)
+        questions = [adapter.message_to(node, RecordDict(), MessageType.QUERY) for node in new]
         answers = {}
-        for reply in self.grid.send_and_receive(questions, timeout=WAIT_SECONDS):
+        for reply in self.grid.send_and_receive(questions, timeout=self.patience):
             if reply.has_error():
                 log.warning("a node did not say which client it serves: %s", reply.error.reason)
             else:
                 answers[reply.metadata.src_node_id] = adapter.partition_of(reply)
         for node, client in sorted(answers.items()):
-            if client is None or not 0 <= client < len(self.node_of_client):
-                log.warning("node %d serves client %s, which is none of this run", node, client)
-                continue
-            if client in self.client_of.values():
-                log.warning("node %d claims client %d, which another node serves or served", node, client)
-            self.client_of[node] = client
+            self.asked[node] = ASKED_AT_MOST
+            taken = {self.client_of.get(other) for other in names}
+            fault = self._claim(node, names[node], client, taken)
+            if fault is not None:
+                called = f"the node registered as {names[node]}" if names[node] else "a node without a name"
+                self.refusals.append(f"{called} says that it serves client {client}: {fault}")
+                log.warning("%s", self.refusals[-1])
+
+    def _claim(self, node: int, name: str, client: int | None, taken: set[int | None]) -> str | None:
+        """Believe a node, or say why not."""
+        if client is None or not 0 <= client < len(self.node_of_client):
+            return "this run has no such client"
+        if re.fullmatch(r"client-\d+", name):
+            if name != name_of_client(client):
+                return "refused, its name is that of another"
+            self.proven.add(node)
+        self.client_of[node] = client
+        return (
+            "so does another; the one whose name says so counts, else the first" if client in taken else None
+        )
 
     def client_states(self) -> dict[int, RecordDict]:
         """What each client keeps from round to round, by node id, fetched for a checkpoint."""
         if not self.keeps_state:
             return {}
         questions = [adapter.message_to(node, RecordDict(), adapter.STATE) for node in self.node_of_client]
-        replies = self.send_and_receive(questions, timeout=WAIT_SECONDS)
+        replies = self.send_and_receive(questions, timeout=self.patience)
         return {r.metadata.src_node_id: r.content for r in replies if r.has_content() and len(r.content)}
 
     def restore_clients(self, states: Mapping[int, RecordDict]) -> None:
         """Give each client back what it kept; raises FedscaleError if one of them cannot be reached."""
         orders = [adapter.message_to(node, state, adapter.RESTORE) for node, state in states.items()]
-        for reply in self.send_and_receive(orders, timeout=WAIT_SECONDS) if orders else []:
+        for reply in self.send_and_receive(orders, timeout=self.patience) if orders else []:
             if reply.has_error():
                 client = reply.metadata.src_node_id - adapter.FIRST_NODE
                 raise FedscaleError(f"client {client} did not take back its state: {reply.error.reason}")

@@ -4,18 +4,21 @@
     h = statistic at x on the FIRST mini-batch of the round
 
 D-hat is the same tensor at every local step of a round, except where the client refreshes a D of its own at each
-step. Everything is elementwise over leading axes: the same code moves one client (d,) and a stack (clients, d).
+step. A local rule (local_rule.py) may put another gradient in the place of g, or a step of its own in the place of
+this one. Everything is elementwise over leading axes: the same code moves one client (d,) and a stack (clients, d).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedscale_local.curvature import Batch, Oracle
+from fedscale_local.local_rule import PLAIN, LocalRule, State
 from fedscale_local.scaling import Memory, Scaling
 
 Measure = Callable[[Tensor, Batch, Tensor], Tensor]
@@ -34,6 +37,8 @@ class LocalResult(NamedTuple):
     memory: Memory | None
     d_hat: Tensor | None
     """The D-hat of the last local step."""
+    state: State
+    """What the local rule left: vectors to send and to keep, by name."""
 
 
 def probe(oracle: Oracle, x: Tensor, batch: Batch, measure: Measure) -> Tensor:
@@ -55,6 +60,8 @@ def scaled_local_steps(
     buffer: Tensor | None = None,
     measure: Measure | None = None,
     memory: Memory | None = None,
+    rule: LocalRule = PLAIN,
+    state: State | None = None,
 ) -> LocalResult:
     """One client's round, or a stack's.
 
@@ -62,8 +69,10 @@ def scaled_local_steps(
     and `batch.rows` leaves them out.  d_hat (..., d) or (d,): frozen for the whole round; None: no division.
     buffer (..., d): the momentum buffer at the start, zeros if None.  measure: wanted for the statistic of the first
     batch, or, together with `memory`, for a client's own D that is refreshed before each step and then used.
+    rule, state: what else the client does, and the vectors that it does it with.
     """
-    v = oracle.start(x)
+    v, state = oracle.start(x), {**(state or {}), "x": x}
+    rule.begin(state, v)
     if momentum:
         buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
     statistic = None
@@ -78,12 +87,25 @@ def scaled_local_steps(
             memory, d_hat = _refresh_rows(scaling, memory, rows, measure(v[rows], batch, b))
         elif measure is not None and statistic is None:
             statistic = measure(v[rows], batch, b)
+        if rule is not PLAIN:
+            part, again = _rows(state, rows, v.dim()), partial(oracle.gradient_at, batch=batch)
+            if rule.step is not None:
+                rule.step(part, v[rows], b, again)
+                continue
+            b = b if rule.correct is None else rule.correct(part, v[rows], b, again)
         if momentum:
             assert buffer is not None
             b = buffer[rows].mul_(momentum).add_(b)
         scale = d_hat if d_hat is None or d_hat.dim() < v.dim() else d_hat[rows]
         scaling.step_(v[rows], b, scale, step_size)
-    return LocalResult(v.clone(), losses / steps, statistic, buffer, memory, d_hat)
+    params = v.clone()
+    rule.end(state, params, steps.unsqueeze(-1))
+    return LocalResult(params, losses / steps, statistic, buffer, memory, d_hat, state)
+
+
+def _rows(state: State, rows: Any, num_axes: int) -> State:
+    """The state of those clients of a stack that still step; what all share stays as it is."""
+    return {name: vector[rows] if vector.dim() == num_axes else vector for name, vector in state.items()}
 
 
 def _refresh_rows(

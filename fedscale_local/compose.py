@@ -6,14 +6,17 @@ schema knows which may be there), and `model._target_=...` or `strategy._target_
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
+import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedscale_local.config import Config, from_container
+from fedscale_local.config import FREE, Config, from_container
 from fedscale_local.config_messages import choice, show
 from fedscale_local.errors import ConfigError
 
@@ -60,6 +63,30 @@ def config(overrides: Sequence[str] = ()) -> Config:
     return from_container(compose(overrides))
 
 
+def again(container: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """The checked configuration of a run that is carried on: as it was saved, but for these overrides.
+
+    Raises ConfigError for an override of anything that decides the result.
+    """
+    for override in overrides:
+        if key_of(override).split(".")[0] not in FREE or key_of(override) == "run_dir":
+            raise ConfigError(
+                show(override),
+                "it would change the result, and a run that is carried on ends as if it had never stopped",
+                f"leave it out, or begin another run; resume takes {', '.join(f for f in FREE if f != 'run_dir')}",
+            )
+    changed = copy.deepcopy(dict(container))
+    given = [key_of(override) for override in overrides]
+    saved = [f"{group}={container[group]['name']}" for group in ("engine", "tracking") if group not in given]
+    composed = compose([*saved, *overrides]) if overrides else {}
+    for path in sorted(given, key=len):  # a group's choice before a key of it
+        section, source, *keys = changed, composed, *path.split(".")
+        for key in keys[:-1]:
+            section, source = section[key], source[key]
+        section[keys[-1]] = source[keys[-1]]
+    return from_container(changed)
+
+
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """conf/ with these overrides, resolved, as plain dicts, lists and scalars; unchecked.
 
@@ -68,10 +95,15 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
-    with _refusing(overrides):
+    for override in overrides:
+        if is_of_tune(override):
+            raise ConfigError(
+                show(override), "a run is not tuned", "leave it out, or use fedscale-local tune"
+            )
+    with refusing(overrides):
         container = OmegaConf.to_container(_composed(prepare(overrides)), resolve=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return {str(key): value for key, value in container.items() if key != "tune"}
 
 
 def _composed(prepared: list[str], with_hydra: bool = False) -> Any:
@@ -82,66 +114,140 @@ def _composed(prepared: list[str], with_hydra: bool = False) -> Any:
 
 
 class Sweep(NamedTuple):
-    """The runs of a sweep, one list of overrides each, and the directory that will hold theirs."""
+    """The runs of a sweep, one list of overrides each, and the directory that will hold theirs.
 
-    overrides: list[str]
+    shared: the overrides that all have in common; Hydra's own, as hydra/launcher=joblib, are among them.
+    """
+
+    shared: list[str]
     jobs: list[list[str]]
     folder: str
+
+    @property
+    def swept(self) -> list[list[str]]:
+        """Of each run the overrides that not all have, without plus."""
+        common = set.intersection(*map(set, self.jobs))
+        return [[override.lstrip("+") for override in job if override not in common] for job in self.jobs]
 
 
 def sweep(overrides: Sequence[str]) -> Sweep:
     """What a sweep over these overrides would run, those included that an experiment names for itself.
 
-    An experiment's own sweep stands in hydra.sweeper.params; an override of the same key replaces it.
+    An experiment's own sweep stands in hydra.sweeper.params; an override of the same key replaces it. Without
+    hydra.sweep.dir (auto) the directory has its name from the overrides: the same command has the same one.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    with _refusing(overrides, sweeping=True):
-        parser = OverridesParser.create()
-        prepared = prepare(overrides)
-        single = [
-            o
-            for o, p in zip(prepared, parser.parse_overrides(prepared), strict=True)
-            if not p.is_sweep_override()
-        ]
-        hydra = _composed(single, with_hydra=True).hydra
-        given = {_key(override) for override in prepared}
-        own = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-        own = prepare([override for override in own if _key(override) not in given])
-        keys = [o for o in own + prepared if not o.startswith("hydra")]
-        (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(keys), None)
-        return Sweep(own + prepared, jobs, str(hydra.sweep.dir))
+    with refusing(overrides, sweeping=True):
+        single, keys, composed = taken_apart(overrides)
+        (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(keys), None)
+        return Sweep(single, jobs, folder_of(keys, single, composed.hydra.sweep.dir))
+
+
+def taken_apart(overrides: Sequence[str]) -> tuple[list[str], list[str], Any]:
+    """The overrides with one value; all but Hydra's own, with the experiment's sweep; what the first compose."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    prepared = prepare(overrides)
+    parsed = OverridesParser.create().parse_overrides(prepared)
+    single = [o for o, p in zip(prepared, parsed, strict=True) if not p.is_sweep_override()]
+    composed = _composed(single, with_hydra=True)
+    given = {key_of(override) for override in prepared}
+    own = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
+    own = prepare([override for override in own if key_of(override) not in given])
+    return single, [o for o in own + prepared if not o.startswith("hydra")], composed
+
+
+def folder_of(keys: Sequence[str], single: Sequence[str], chosen: str) -> str:
+    """The chosen one; auto: sweeps/<experiment or swept keys>-<sum of the overrides>"""
+    if chosen != "auto":
+        return str(chosen)
+    experiment = next((o.partition("=")[2] for o in single if key_of(o) == "experiment"), "")
+    swept = [key_of(o) for o in keys if o not in single]
+    readable = re.sub(r"[^\w.+-]", "_", experiment or "+".join(swept) or "run")[:80]
+    return f"sweeps/{readable}-{hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]}"
+
+
+def is_of_tune(override: str) -> bool:
+    """Is it for the command `tune` alone?"""
+    return key_of(override).split(".")[0] == "tune"
 
 
 def sweeps_by_itself(overrides: Sequence[str]) -> bool:
     """Does the chosen experiment ask for a sweep (hydra.mode: MULTIRUN)?"""
-    with _refusing(overrides):
+    with refusing(overrides):
         return str(_composed(prepare(overrides), with_hydra=True).hydra.mode).endswith("MULTIRUN")
 
 
-def launch(planned: Sweep, job: Callable[[dict[str, Any], str], None]) -> None:
-    """Hydra's launcher calls job(container, run_dir) for each run of the sweep, in order."""
+def configs(jobs: Sequence[Sequence[str]]) -> list[Config]:
+    """The checked configuration of each job. Seeds are filled in: composing takes long, and no other key reads them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser, known, found = OverridesParser.create(), {}, []
+    for job in jobs:
+        seed = next((override for override in job if key_of(override) == "seed"), None)
+        others = tuple(override for override in job if key_of(override) != "seed")
+        if others not in known:
+            known[others] = compose(others)
+        with refusing(job):
+            given = {} if seed is None else {"seed": parser.parse_override(seed).value()}
+        found.append(from_container(known[others] | given))
+    return found
+
+
+Attempt = Callable[[int, int | None, int | None], None]
+
+
+def launch(planned: Sweep, numbers: Sequence[int], attempt: Attempt) -> None:
+    """Hydra's configured launcher calls attempt(number, sweep, cores) for each of these jobs, wherever it runs them.
+
+    sweep: this process, or None where jobs may run on other machines. cores: a job's share of this machine, None for
+    all of it.
+    """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+    from omegaconf import DictConfig
 
-    def task(composed: DictConfig) -> None:
-        container = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(container, dict)
-        job({str(key): value for key, value in container.items()}, HydraConfig.get().runtime.output_dir)
+    places = [f"hydra.sweep.dir='{planned.folder}'", "hydra.sweep.subdir=.", "hydra.sweeper.params=null"]
+    with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
+        inner = GlobalHydra.instance().hydra
+        assert inner is not None
+        with refusing(planned.shared):
+            config = inner.compose_config("config", [*planned.shared, *places], RunMode.MULTIRUN)
+        at_once = _at_once(config.hydra.launcher, len(numbers))
+        sweep = None if at_once is None else os.getpid()
+        cores = None if at_once in (None, 1) else max(1, len(os.sched_getaffinity(0)) // at_once)
 
-    arguments = [*planned.overrides, "hydra.sweeper.params=null", f"hydra.sweep.dir='{planned.folder}'"]
-    before, sys.argv = sys.argv, ["fedscale-local", "--multirun", *arguments]
-    try:
-        hydra.main(config_path=str(FOLDER), config_name="config", version_base="1.3")(task)()
-    finally:
-        sys.argv = before
+        def task(composed: DictConfig) -> None:
+            attempt(int(composed.cell), sweep, cores)
+
+        context = HydraContext(inner.config_loader, Callbacks(config))
+        with refusing(planned.shared):
+            launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=context, task_function=task, config=config
+            )
+        for done in launcher.launch([[f"+cell={number}"] for number in numbers], initial_job_idx=0):
+            _ = done.return_value  # raises what the job raised
+
+
+def _at_once(launcher: Any, num_jobs: int) -> int | None:
+    """How many jobs share this machine; None where they may have others."""
+    if launcher._target_.endswith("JoblibLauncher"):
+        from joblib import effective_n_jobs
+
+        return min(effective_n_jobs(launcher.n_jobs), num_jobs)
+    if launcher._target_.endswith("submitit_launcher.LocalLauncher"):
+        return num_jobs
+    return 1 if launcher._target_.endswith("BasicLauncher") else None
 
 
 def prepare(overrides: Sequence[str]) -> list[str]:
     """The overrides as Hydra gets them: any key may be new, a group may be chosen with or without plus."""
-    chosen = {_key(override) for override in overrides}
+    chosen, known = {key_of(override) for override in overrides}, set(groups())
     implied = dict.fromkeys(
         choice
         for group, choices in _BY_TARGET.items()
@@ -149,10 +255,10 @@ def prepare(overrides: Sequence[str]) -> list[str]:
         for choice in choices
         if choice.partition("=")[0] not in chosen
     )
-    return [*implied, *(_prepared(override, set(groups())) for override in overrides)]
+    return [*implied, *(_prepared(override, known) for override in overrides)]
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
     match = _ASSIGNMENT.match(override)
     return match[2] if match else override
 
@@ -166,7 +272,7 @@ def _prepared(override: str, known: set[str]) -> str:
 
 
 @contextmanager
-def _refusing(overrides: Sequence[str], sweeping: bool = False) -> Iterator[None]:
+def refusing(overrides: Sequence[str], sweeping: bool = False) -> Iterator[None]:
     """Hydra's complaints as ours: which override, what was expected, what to do."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -16,12 +16,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import Discriminator, Field, Tag, ValidationError
 
 from fedscale_local import config_checks, config_messages
+from fedscale_local.config_attack import AttackConfig
 from fedscale_local.config_base import Count, Decay, Flag, NonNegative, Positive, Section, Share, Size, Widths
 from fedscale_local.config_engines import EngineConfig, SuperLink
 from fedscale_local.config_messages import Is
+from fedscale_local.config_privacy import PrivacyConfig
+from fedscale_local.config_secure import SecureConfig
+from fedscale_local.config_sending import Sending
+from fedscale_local.config_strategies import StrategyConfig, Target
+from fedscale_local.config_tracking import TrackingConfig
 from fedscale_local.errors import ConfigError, RunDirError
 
 
@@ -59,37 +65,13 @@ class Scaling(Section):
     floor: Literal["max", "add"]
     upper_bound: Annotated[float | None, Field(gt=0), Is("a number", "alpha or more, or null for no cap")]
     scope: Literal["global", "local"]
-    statistic: Literal["gradient", "hutchinson", "gauss_newton", "displacement"]
+    statistic: Literal["gradient", "full_gradient", "hutchinson", "gauss_newton", "displacement"]
     combine: Literal["square_of_mean", "mean_of_squares"]
     refresh_every: Count
     start: Literal["statistic", "ones"]
     local_refresh: Literal["round", "step"]
     rho: Annotated[float | None, Field(gt=0), Is("a number", "more than 0, or null for no clipping")]
     spatial_average: Flag
-
-
-class Strategy(Section):
-    """The methods of this project: savic with any scaling, and fedavg, which is Local SGD."""
-
-    name: Literal["savic", "fedavg"]
-    weighting: Literal["examples", "uniform"]
-    mixing: Literal["mean", "preconditioned"]
-
-
-class Target(Section):
-    """Something of the user's own by its import path; every key beside the path is a keyword argument."""
-
-    model_config = ConfigDict(extra="allow")
-    target: Annotated[
-        str,
-        Field(alias="_target_", pattern=r"^[A-Za-z_]\w*([.:][A-Za-z_]\w*)+$"),
-        Is("an import path like package.module.Name"),
-    ]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments for the target."""
-        return dict(self.__pydantic_extra__ or {})
 
 
 class CustomClient(LocalWork, Target):
@@ -102,12 +84,6 @@ class CustomClient(LocalWork, Target):
         """Every other key of the section, which is for the app to read; Flower has no null there."""
         named = self.model_dump(exclude={"name", "target"})
         return {key: value for key, value in named.items() if value is not None}
-
-
-class FlowerStrategy(Target):
-    """Any strategy of Flower, unmodified; weighting is up to its own arguments."""
-
-    name: Literal["flower"]
 
 
 class Data(Section):
@@ -249,12 +225,6 @@ class CustomModel(Target):
     name: Literal["custom"]
 
 
-class Tracking(Section):
-    """What is told beside the run directory, which is always written."""
-
-    name: Literal["none"]
-
-
 def _model_tag(model: Any) -> str:
     """Which class reads a model section: told by its name; all of torchvision's share one."""
     name = str(model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None))
@@ -262,7 +232,6 @@ def _model_tag(model: Any) -> str:
 
 
 ClientConfig = Annotated[Client | CustomClient, Field(discriminator="name")]
-StrategyConfig = Annotated[Strategy | FlowerStrategy, Field(discriminator="name")]
 DataConfig = Annotated[FileData | Shakespeare | Arrays | Quadratic | Synthetic, Field(discriminator="name")]
 PartitionConfig = Annotated[
     Partition | Dirichlet | MainClass | Pathological | BySize, Field(discriminator="scheme")
@@ -293,23 +262,33 @@ class Config(Section):
     clients_per_round: Annotated[
         int | None, Field(ge=1), Is("a whole number", "1 or more, or null for all clients")
     ]
+    sampling: Literal["fixed", "poisson"]
     num_rounds: Count
     run_dir: Annotated[str | None, Field(min_length=1), Is("a path or null")]
     dtype: Literal["float32", "float64"]
     eval_every: Count
+    eval_clients: Flag
+    eval_personal_steps: NonNegative
+    eval_personal_step_size: Positive
     checkpoint_every: NonNegative
+    checkpoint_keep: Count
     round_timeout: Annotated[float | None, Field(gt=0), Is("seconds", "more than 0, or null for no limit")]
     min_replies: Count
     on_too_few: Literal["skip", "wait", "stop"]
+    diagnostics: Literal["none", "drift"]
     client: ClientConfig
     scaling: Scaling
     strategy: StrategyConfig
+    sending: Sending
+    attack: AttackConfig
+    privacy: PrivacyConfig
+    secure: SecureConfig
     data: DataConfig
     partition: PartitionConfig
     model: ModelConfig
     engine: EngineConfig
     superlink: SuperLink
-    tracking: Tracking
+    tracking: TrackingConfig
 
 
 def from_container(container: Mapping[str, Any]) -> Config:
@@ -332,6 +311,35 @@ def from_container(container: Mapping[str, Any]) -> Config:
 def to_container(config: Config) -> dict[str, Any]:
     """Plain dicts, lists and scalars: what `from_container` reads and config.yaml shows."""
     return config.model_dump(mode="json", by_alias=True)
+
+
+FREE = (
+    "num_rounds",
+    "run_dir",
+    "eval_clients",
+    "eval_personal_steps",
+    "eval_personal_step_size",
+    "checkpoint_every",
+    "checkpoint_keep",
+    "round_timeout",
+    "engine",
+    "superlink",
+    "tracking",
+)
+"""Keys and sections that decide nothing of what a round computes, and may differ when a run is carried on."""
+
+
+def decisive(container: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result, of a configuration as plain values; more rounds or another place or pace do not.
+
+    Only where noise was made for a target epsilon, the number of rounds does.
+    """
+    aims = container.get("privacy", {}).get("target_epsilon") is not None
+    return {
+        key: value
+        for key, value in sorted(container.items())
+        if key not in FREE or (aims and key == "num_rounds")
+    }
 
 
 def to_json(config: Config) -> str:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fedscale_local import secure_checks
+from fedscale_local.config_attack import COLLUDING
 from fedscale_local.config_messages import show
+from fedscale_local.config_privacy import NoPrivacy
+from fedscale_local.config_strategies import FlowerStrategy
 from fedscale_local.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,13 +21,20 @@ DOWNLOADED = ("fashion_mnist", "mnist", "cifar10")
 CURVATURE = {"adahessian": ("hutchinson",), "sophia": ("gauss_newton", "hutchinson")}
 """The statistics that a rule is made for; the other rules take any."""
 
+OWN_STEPS = ("adam", "fedlada", "fedpac", "fedadamw", "fafed", "muon", "fedmuon")
+"""Local rules that step by themselves."""
+
 Problem = tuple[str, str, str]
 """(where, expectation, remedy)"""
 
 
 def check(config: Config) -> None:
     """Raise ConfigError for the first conflict, saying how many more there are."""
-    problems = [*_counts(config), *_client(config), *_scaling(config), *_strategy(config), *_data(config)]
+    parts = (
+        *(_counts, _evaluation, _client, _scaling, _strategy, _sending),
+        *(_privacy, secure_checks.conflicts, _attack, _data),
+    )
+    problems = [problem for part in parts for problem in part(config)]
     if problems:
         where, expectation, remedy = problems[0]
         more = f" ({len(problems) - 1} more to mend: {', '.join(p[0] for p in problems[1:])})"
@@ -44,6 +55,20 @@ def _counts(config: Config) -> Iterator[Problem]:
             f"partition={config.partition.scheme} has to be told how many clients to make",
             "set num_clients to 1 or more, as num_clients=200",
         )
+
+
+def _evaluation(config: Config) -> Iterator[Problem]:
+    steps = config.eval_personal_steps
+    if not steps:
+        return
+    where, without = f"eval_personal_steps={steps}", "set eval_personal_steps=0"
+    if not config.eval_clients:
+        yield where, "eval_clients=false asks for no word of single clients", f"set eval_clients=true, or {without}"
+    if config.client.name == "custom":
+        yield where, "somebody else's ClientApp does not know how to answer", f"take our clients, or {without}"
+    if config.privacy.name != "none":
+        expectation = f"each client would tell how it does, which privacy={config.privacy.name} keeps secret"
+        yield where, expectation, f"{without}, or privacy=none"
 
 
 def _client(config: Config) -> Iterator[Problem]:
@@ -115,6 +140,12 @@ def _scaling(config: Config) -> Iterator[Problem]:
             "scaling.local_refresh=step refreshes D before every local step",
             "set scaling.refresh_every=1, or scaling.local_refresh=round",
         )
+    if scaling.local_refresh == "step" and scaling.statistic == "full_gradient":
+        yield (
+            "scaling.statistic=full_gradient",
+            "scaling.local_refresh=step measures on each step's mini-batch",
+            "set scaling.statistic=gradient, or scaling.local_refresh=round",
+        )
     if scaling.spatial_average and scaling.statistic != "hutchinson":
         yield (
             "scaling.spatial_average=true",
@@ -126,31 +157,165 @@ def _scaling(config: Config) -> Iterator[Problem]:
 def _strategy(config: Config) -> Iterator[Problem]:
     strategy, scaling = config.strategy, config.scaling
     scaled = scaling.rule != "identity"
-    if strategy.name == "savic":
-        if strategy.mixing == "preconditioned" and not (scaled and scaling.scope == "local"):
+    if isinstance(strategy, FlowerStrategy):
+        if config.diagnostics != "none":
             yield (
-                "strategy.mixing=preconditioned",
-                "it weighs each client by a preconditioner of its own",
-                "set scaling.scope=local with a scaling other than identity, or strategy.mixing=mean",
+                f"diagnostics={config.diagnostics}",
+                "a strategy of Flower does not show what its clients sent",
+                "set diagnostics=none, or choose another strategy",
             )
-        return
-    if scaled and scaling.scope == "global":
+        if config.client.momentum_buffer == "averaged":
+            yield (
+                "client.momentum_buffer=averaged",
+                "a strategy of Flower averages the parameters alone",
+                "set client.momentum_buffer to reset or kept, or choose strategy=savic",
+            )
+    elif strategy.mixing == "preconditioned" and not (scaled and scaling.scope == "local"):
+        yield (
+            "strategy.mixing=preconditioned",
+            "it weighs each client by a preconditioner of its own",
+            "set scaling.scope=local with a scaling other than identity, or strategy.mixing=mean",
+        )
+    elif strategy.mixing == "preconditioned" and strategy.combine.rule != "mean":
+        yield (
+            f"strategy.combine.rule={strategy.combine.rule}",
+            "strategy.mixing=preconditioned is itself how models become one",
+            "set strategy.combine.rule=mean, or strategy.mixing=mean",
+        )
+    elif strategy.local.rule in OWN_STEPS and (scaled or config.client.momentum > 0):
+        where = f"scaling={scaling.rule}" if scaled else f"client.momentum={config.client.momentum}"
+        yield (
+            where,
+            f"strategy.local.rule={strategy.local.rule} has a step of its own, without momentum or scaling",
+            "set scaling=identity and client.momentum=0, or strategy.local.rule=plain",
+        )
+    if scaled and scaling.scope == "global" and strategy.name in ("fedavg", "flower"):
         yield (
             f"scaling={scaling.rule}",
             f"strategy={strategy.name} keeps no global preconditioner",
             "choose strategy=savic, or scaling=identity, or scaling.scope=local",
         )
-    if strategy.name == "fedavg" and strategy.mixing == "preconditioned":
+
+
+def _sending(config: Config) -> Iterator[Problem]:
+    sending = config.sending
+    encoded = [
+        f"sending.{group}.{way}={name}"
+        for group, ways in sending.codecs.items()
+        for way, name in ways.items()
+        if name != "none"
+    ]
+    foreign = next(
+        (f"{part}={section.name}" for part, section in (("client", config.client), ("strategy", config.strategy))
+         if section.name in ("custom", "flower")),
+        None,
+    )  # fmt: skip
+    if encoded and foreign:
         yield (
-            "strategy.mixing=preconditioned",
-            "strategy=fedavg takes the plain mean",
-            "choose strategy=savic, or strategy.mixing=mean",
+            encoded[0],
+            f"{foreign} knows no codecs and would read bytes as numbers",
+            "set sending=plain, or choose a client and a strategy of this project",
         )
-    if strategy.name == "flower" and config.client.momentum_buffer == "averaged":
+    derives = config.scaling.statistic == "displacement" and config.scaling.rule != "identity"
+    if derives and {sending.preconditioner.down, sending.parameters.down} != {"none"}:
         yield (
-            "client.momentum_buffer=averaged",
-            "a strategy of Flower averages the parameters alone",
-            "set client.momentum_buffer to reset or kept, or choose strategy=savic",
+            next(where for where in encoded if where.split("=")[0].endswith(".down")),
+            "with scaling.statistic=displacement clients derive D from models and D as the server has them",
+            "set sending.parameters.down=none and sending.preconditioner.down=none, or scaling.statistic=gradient",
+        )
+
+
+def _attack(config: Config) -> Iterator[Problem]:
+    name, engine = config.attack.name, config.engine.name
+    if name != "none" and config.client.name == "custom":
+        yield (
+            f"attack={name}",
+            "client=custom does what its own code says",
+            "set attack=none, or choose client=steps",
+        )
+    if name in COLLUDING and engine != "in_process":
+        yield (
+            f"attack={name}",
+            f"its clients need what the honest ones of the round have computed, which engine={engine} tells nobody",
+            "set engine=in_process, or attack to one of sign_flip, gaussian, label_flip",
+        )
+    elif name != "none" and engine == "superlink" and config.num_clients is None:
+        yield (
+            "num_clients=null",
+            f"attack={name} draws the hostile clients of all, and a device with its own shard cannot count them",
+            "set num_clients to their number",
+        )
+
+
+def _privacy(config: Config) -> Iterator[Problem]:
+    section, strategy = config.privacy, config.strategy
+    if isinstance(section, NoPrivacy):
+        if isinstance(strategy, FlowerStrategy) and config.sampling == "poisson":
+            yield (
+                "sampling=poisson",
+                "a strategy of Flower samples clients in its own way",
+                "set sampling=fixed and strategy.fraction_train, or choose another strategy",
+            )
+        return
+    where = f"privacy={section.name}"
+    if isinstance(strategy, FlowerStrategy) or config.client.name == "custom":
+        yield (
+            where,
+            "what somebody else's strategy or ClientApp makes of a client's data has no bound that is known here",
+            "wrap strategy._target_ in one of Flower's DifferentialPrivacy strategies, or choose one of this project",
+        )
+        return
+    if strategy.weighting != "uniform":
+        yield (
+            f"strategy.weighting={strategy.weighting}",
+            f"with {where} no client may weigh more than another, nor tell how many examples it has",
+            "set strategy.weighting=uniform",
+        )
+    if config.client.local_steps is None:
+        yield (
+            f"client.local_epochs={config.client.local_epochs}",
+            f"with {where} the number of steps may not tell how many examples a client has",
+            "choose client=steps and set client.local_steps",
+        )
+    if config.diagnostics != "none":
+        yield (
+            f"diagnostics={config.diagnostics}",
+            f"with {where} nothing is computed of single clients' vectors",
+            "set diagnostics=none",
+        )
+    unbounded = [name for name, bound in section.clip.model_dump().items() if bound is None]
+    if unbounded and (section.noise_multiplier > 0 or section.target_epsilon is not None):
+        yield (
+            f"privacy.clip.{unbounded[0]}=null",
+            "no noise hides a vector of any length",
+            f"set privacy.clip.{unbounded[0]} to a number, or privacy.noise_multiplier=0 for no privacy",
+        )
+    if section.noise_source == "seed" and config.engine.name == "superlink":
+        yield (
+            "privacy.noise_source=seed",
+            "the seed is in the configuration, which every device gets and can take the noise away with",
+            "set privacy.noise_source=auto or system",
+        )
+    if section.name == "local":
+        if config.on_too_few == "wait":
+            yield (
+                "on_too_few=wait",
+                f"with {where} a client that is asked again loses more privacy than it is charged",
+                "set on_too_few to skip or stop",
+            )
+        return
+    if strategy.combine.rule not in ("mean", "normalised"):
+        yield (
+            f"strategy.combine.rule={strategy.combine.rule}",
+            f"{where} needs a mean: of other combinations no bound on one client's influence is known",
+            "set strategy.combine.rule=mean; privacy.clip.parameters bounds each client's displacement",
+        )
+    scaling = config.scaling
+    if scaling.combine == "mean_of_squares" and scaling.scope == "global" and scaling.rule != "identity":
+        yield (
+            "scaling.combine=mean_of_squares",
+            f"{where} adds noise to the mean of the statistics, of which no mean of squares can be told",
+            "set scaling.combine=square_of_mean",
         )
 
 

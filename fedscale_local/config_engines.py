@@ -20,13 +20,15 @@ class InProcess(Section):
     name: Literal["in_process"]
     mode: Literal["auto", "looped", "stacked"]
     workers: Workers
+    client_state: Literal["memory", "disk"]
 
 
 class Ray(Section):
-    """Flower's simulation on Ray; a worker takes `num_cpus` CPUs and `num_gpus` GPUs."""
+    """Flower's simulation on Ray, `chunks` messages a round; a worker takes `num_cpus` CPUs and `num_gpus` GPUs."""
 
     name: Literal["ray"]
     workers: Workers
+    chunks: Workers
     num_cpus: Count
     num_gpus: Size
     address: Annotated[
@@ -45,6 +47,7 @@ class SuperLink(Section):
 
     address: Annotated[str | None, Field(pattern=_ADDRESS), Is("host:port of a SuperLink, or null")]
     federation: PathOrNull
+    serverapp: Literal["beside", "remote"]
     root_certificates: PathOrNull
     superexec_secret: PathOrNull
     insecure: Flag

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 
 from fedscale_local.errors import ConfigError
 
-CHOOSERS = ("name", "scheme")
+CHOOSERS = ("server", "rule", "name", "scheme")
 """The keys whose value decides which class reads a group."""
 
 
@@ -42,6 +42,8 @@ class _Place(NamedTuple):
     keys: tuple[str, ...]
     section: type[BaseModel]
     field: FieldInfo | None
+    siblings: Sequence[type[BaseModel]]
+    """All classes that might have read the group."""
 
     @property
     def key(self) -> str:
@@ -51,17 +53,19 @@ class _Place(NamedTuple):
 def _find(schema: type[BaseModel], loc: Sequence[int | str]) -> _Place:
     """Follow pydantic's location, which names the chosen class inside unions, down to a key of the user."""
     section, keys, parts = schema, [], [str(part) for part in loc]
+    siblings: Sequence[type[BaseModel]] = [schema]
     while True:
         keys.append(parts.pop(0))
         field = _fields(section).get(keys[-1])
         classes = _classes(field.annotation) if field else []
         if not classes or not parts:
-            return _Place(tuple(keys), section, field)
+            return _Place(tuple(keys), section, field, siblings)
         section = next(c for c in classes if parts[0] in _choices(c)) if len(classes) > 1 else classes[0]
+        siblings = classes
         if len(classes) > 1:
             parts.pop(0)
             if not parts:
-                return _Place(tuple(keys), section, field)
+                return _Place(tuple(keys), section, field, siblings)
 
 
 def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
@@ -106,7 +110,8 @@ def _words(
         classes = _classes(place.field.annotation) if place.field else []
         chooser = next(k for k in CHOOSERS if k in classes[0].model_fields)
         chosen = _value(container, (*place.keys, chooser))
-        return choice(f"{key}.{chooser}", chosen, [c for section in classes for c in _choices(section)])
+        told = [c for section in classes if chooser in section.model_fields for c in _choices(section)]
+        return choice(f"{key}.{chooser}", chosen, told)
     value = _value(container, place.keys)
     where = f"{key}={show(value)}"
     if kind == "extra_forbidden":
@@ -148,12 +153,14 @@ def _unknown(schema: type[BaseModel], place: _Place) -> tuple[str, str]:
     everywhere = list(dict.fromkeys(_all_keys(schema)))
     chosen = [name for name in everywhere if name == place.key]
     if chosen:
-        owners = [c for c in _siblings(schema, group[0]) if last in _fields(c)] or [place.section]
+        owners = [c for c in place.siblings if last in _fields(c)] or [place.section]
         takers = dict.fromkeys(choice for owner in owners for choice in _choices(owner))
         takes = ", ".join(k for k in here if k.rpartition(".")[2] not in CHOOSERS) or "no keys"
+        of, chooser = ".".join(group), next(k for k in CHOOSERS if k in place.section.model_fields)
+        chosen_by = f"{of}.{chooser}" if chooser in ("server", "rule") else of
         return (
-            f"this choice of {group[0]} has no such key, it takes {takes}",
-            f"leave it out, or choose {group[0]}={' or '.join(takers)}",
+            f"this choice of {of} has no such key, it takes {takes}",
+            f"leave it out, or choose {chosen_by}={' or '.join(takers)}",
         )
     same = [name for name in everywhere if name.rpartition(".")[2] == last]
     close = difflib.get_close_matches(place.key, here, n=1, cutoff=0.8) or same
@@ -163,10 +170,6 @@ def _unknown(schema: type[BaseModel], place: _Place) -> tuple[str, str]:
     if close:
         return "there is no such key", f"did you mean {close[0]}? If not, leave it out"
     return "there is no such key", f"leave it out, or take one of {', '.join(here)}"
-
-
-def _siblings(schema: type[BaseModel], group: str) -> list[type[BaseModel]]:
-    return _classes(_fields(schema)[group].annotation)
 
 
 def _value(container: Any, keys: Sequence[str]) -> Any:

@@ -1,14 +1,19 @@
 """The errors of the project, as one tree.
 
-    FedscaleError            something went wrong while running      (exit status 1)
-    ├── InputError           the user can mend it                    (exit status 2)
-    │   ├── ConfigError      a key of the configuration
-    │   ├── DataError        a data set or a file of one
-    │   └── RunDirError      a run directory
-    └── ClientError          one client's work of one round
+FedscaleError            something went wrong while running      (exit status 1)
+├── InputError           the user can mend it                    (exit status 2)
+│   ├── ConfigError      a key of the configuration
+│   ├── DataError        a data set or a file of one
+│   └── RunDirError      a run directory
+├── StorageError         a file could not be written
+└── ClientError          one client's work of one round
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 
 class FedscaleError(Exception):
@@ -43,6 +48,14 @@ class RunDirError(InputError):
     """A run directory is missing, in the way, or not writable."""
 
 
+class StorageError(FedscaleError):
+    """A file of a run could not be written; what was written before is whole."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} cannot be written ({reason}); what was written before is whole")
+        self.path, self.reason = path, reason
+
+
 class ClientError(FedscaleError):
     """A client failed at one stage (unpack, data, train, pack) of one round.
 
@@ -57,3 +70,13 @@ class ClientError(FedscaleError):
     def __reduce__(self) -> tuple[type[ClientError], tuple[str, int, int, str]]:
         """Errors cross process borders whole."""
         return ClientError, (self.stage, self.client, self.round, self.reason)
+
+
+def lost(orders: Sequence[Any], reason: str) -> list[ClientError]:
+    """What stands for the outcomes of orders (client, round) that nobody carried out."""
+    return [ClientError("train", order.client, order.round, reason) for order in orders]
+
+
+def late(orders: Sequence[Any]) -> list[ClientError]:
+    """What stands for the outcomes of orders whose time was over."""
+    return lost(orders, "no reply in time")

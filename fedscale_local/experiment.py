@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,17 +17,43 @@ import torch
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedscale_local import data, models, records, reports
+from fedscale_local import (
+    attacks,
+    checkpoint,
+    data,
+    identity,
+    local_rules,
+    locks,
+    models,
+    privacy,
+    records,
+    reports,
+    secure_checks,
+    trackers,
+)
 from fedscale_local import run_dir as run_dirs
-from fedscale_local.config import Config, CustomClient, from_container, from_json, resolve_run_dir, to_json
+from fedscale_local.config import (
+    Config,
+    CustomClient,
+    from_container,
+    from_json,
+    resolve_run_dir,
+    to_json,
+)
+from fedscale_local.config_privacy import NoPrivacy, Privacy
+from fedscale_local.config_secure import SecureAggregation
+from fedscale_local.config_strategies import FlowerStrategy
 from fedscale_local.curvature import rademacher
+from fedscale_local.data import held_out, shard
 from fedscale_local.data import partition as partitions
-from fedscale_local.data import shard
+from fedscale_local.data.batches import draw
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
 from fedscale_local.data.shard import Place
-from fedscale_local.errors import ConfigError, DataError
+from fedscale_local.diagnostics import Quadratic
+from fedscale_local.errors import ConfigError, DataError, InputError, RunDirError, StorageError
 from fedscale_local.instantiate import locate
+from fedscale_local.local_rule import PLAIN, LocalRule, Setting
 from fedscale_local.randomness import generator
 from fedscale_local.scaling import Scaling
 from fedscale_local.tasks import Task
@@ -34,6 +62,8 @@ SERVER_APP, CLIENT_APP = "strategies.server_app.app", "clients.client_app.app"
 MAKE_STRATEGY = "strategies.server_app.make_strategy"
 """The apps that every engine runs; named here, because the machinery imports neither package."""
 Work = Callable[[], None]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,12 +74,31 @@ class Experiment:
     dataset: Dataset
     partition: Partition
     task: Task
+    test_partition: Partition
+    """By which test examples each client is judged."""
 
     @cached_property
     def scaling(self) -> Scaling:
         config = self.config.scaling
         names = (field.name for field in dataclasses.fields(Scaling))
         return Scaling(**{name: getattr(config, name) for name in names})
+
+    @cached_property
+    def local_rule(self) -> LocalRule:
+        """What clients do beside scaled steps; nothing, for a strategy of Flower."""
+        config = self.config.strategy
+        if isinstance(config, FlowerStrategy):
+            return PLAIN
+        return local_rules.make(config.local, Setting(self.task.layout, self.config.client.step_size))
+
+    @cached_property
+    def quadratic(self) -> Quadratic | None:
+        """The mean objective in closed form, where the data are generated quadratics and the model is linear."""
+        config, data = self.config, self.dataset
+        if config.data.name != "quadratic" or config.model.name != "linear":
+            return None
+        rows, targets = data.x.to(self.task.dtype), data.y.to(self.task.dtype)
+        return Quadratic.of_least_squares(rows, targets, config.client.weight_decay)
 
     @property
     def refreshes_each_step(self) -> bool:
@@ -61,6 +110,83 @@ class Experiment:
     def starts_at_ones(self) -> bool:
         """Does D start at one, without a probe? The displacement has nothing to measure before the first round."""
         return self.config.scaling.start == "ones" or self.config.scaling.statistic == "displacement"
+
+    @property
+    def has_probe(self) -> bool:
+        """Is there a round 0, in which clients measure and take no step?"""
+        measures = self.config.scaling.scope == "global" and not self.scaling.is_identity
+        return self.local_rule.probe is not None or (measures and not self.starts_at_ones)
+
+    @cached_property
+    def mechanism(self) -> privacy.Mechanism | None:
+        """How clients are kept from being found out; None: not at all."""
+        config = self.config.privacy
+        if isinstance(config, NoPrivacy):
+            return None
+        charging = self._charging(config, config.noise_multiplier)
+        warnings = [charging.warning] if charging.warning else []
+        if config.delta * len(self.partition) >= 1:
+            warnings.append(
+                f"privacy.delta={config.delta:g} allows for giving one of {len(self.partition)} clients away "
+                f"altogether; set it well below {1 / len(self.partition):.2g}"
+            )
+        return privacy.Mechanism(
+            config.name,
+            config.noise_multiplier,
+            config.clip.model_dump(),
+            charging.release,
+            charging.neighbours,
+            config.accountant,
+            config.delta,
+            config.is_secure(self.config.engine.name),
+            tuple(warnings),
+        )
+
+    @property
+    def secure(self) -> SecureAggregation | None:
+        """How clients' vectors are summed up so that nobody sees one of them; None: the server sees each."""
+        return section if isinstance(section := self.config.secure, SecureAggregation) else None
+
+    def calibrated_noise(self) -> float | None:
+        """The noise multiplier that privacy.target_epsilon asks for; None without a target."""
+        config = self.config.privacy
+        if isinstance(config, NoPrivacy) or config.target_epsilon is None:
+            return None
+        messages = 1 + (config.name == "local" and self.local_rule.wants_mean_gradient)
+        try:
+            return privacy.calibrated(
+                lambda multiplier: self._charging(config, multiplier).release,
+                self.config.num_rounds * messages + self.has_probe,
+                config.target_epsilon,
+                config.accountant,
+                config.delta,
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"privacy.target_epsilon={config.target_epsilon}",
+                f"{error} for {self.config.num_rounds} rounds",
+                "raise privacy.target_epsilon or privacy.delta, or lower num_rounds or clients_per_round",
+            ) from None
+
+    def _charging(self, config: Privacy, multiplier: float) -> privacy.Charging:
+        """As what a round, or a client's message, is charged with this noise."""
+        if config.name == "local":
+            return privacy.local(multiplier)
+        sampled, clients = self.clients_per_round, len(self.eligible)
+        return privacy.central(multiplier, self.config.sampling, config.accountant, sampled, clients)
+
+    @property
+    def bounds_before_noise(self) -> Mapping[str, float | None]:
+        """The bounds that clients keep themselves where the server, which adds the noise, sees no single vector."""
+        central = self.mechanism is not None and self.mechanism.kind == "central" and self.secure is not None
+        return self.mechanism.bounds if central and self.mechanism is not None else {}
+
+    def largest_weight(self, clients: Sequence[int]) -> int:
+        """What the weights of these, or of the heaviest that can be asked in one round, add up to at most."""
+        count = min(len(clients), self.clients_per_round)
+        if getattr(self.config.strategy, "weighting", "uniform") == "uniform":
+            return count
+        return int(np.sort(self.partition.sizes[list(clients)])[-count:].sum())
 
     @property
     def keeps_preconditioner(self) -> bool:
@@ -75,11 +201,47 @@ class Experiment:
         if isinstance(self.config.client, CustomClient):
             return True
         own = self.config.scaling.scope == "local" and not self.scaling.is_identity
-        return own or self.keeps_preconditioner or self.config.client.momentum_buffer == "kept"
+        rule, config = self.local_rule, self.config
+        kept = self.keeps_preconditioner or bool(rule.keeps) or rule.wants_mean_gradient
+        kept = kept or config.client.momentum_buffer == "kept" or config.sending.leaves_residuals
+        return own or kept
+
+    @cached_property
+    def hostile(self) -> tuple[int, ...]:
+        """The hostile clients, ascending; who they are depends on the seed and on how many clients there are."""
+        return _hostile(self.config, self.partition)
 
     def shard(self, client: int) -> Tensor:
         """The client's examples, as indices (n,) into the training set."""
         return torch.from_numpy(self.partition[client])
+
+    def batches(self, round: int, client: int) -> list[Tensor]:
+        """The client's mini-batches of this round, as indices into the training set: one a local step, one for a probe.
+
+        Nothing but the seed, the shard and the client section has an influence: every method draws the same ones.
+        """
+        config, shard = self.config.client, self.shard(client)
+        drawn = draw(
+            generator(self.config.seed, "batch", round, client),
+            len(shard),
+            config.batch_size,
+            num_steps=1 if round == 0 else config.local_steps,
+            num_epochs=config.local_epochs,
+            drop_last=config.drop_last,
+        )
+        return [shard[part] for part in drawn]
+
+    def personal_batches(self, client: int) -> list[Tensor]:
+        """The same for the steps after the last round, by which a client makes the model its own."""
+        config = self.config
+        drawn = draw(
+            generator(config.seed, "personal", config.num_rounds, client),
+            len(shard := self.shard(client)),
+            config.client.batch_size,
+            num_steps=config.eval_personal_steps,
+            drop_last=config.client.drop_last,
+        )
+        return [shard[part] for part in drawn]
 
     @cached_property
     def eligible(self) -> np.ndarray:
@@ -108,14 +270,53 @@ def _build(text: str, place: Place | None) -> Experiment:
     if place is None:
         dataset = data.load(config.data, config.seed, config.num_clients)
         partition = partitions.make(config.partition, dataset, config.num_clients, config.seed)
+        test_partition = held_out.make(config.partition.scheme, dataset, partition)
     else:
-        dataset, partition = shard.read(place, shard.origin(config))
+        dataset, partition, test_partition = shard.read(place, shard.origin(config))
     module = models.build(config.model, dataset, config.seed)
-    task = Task(module, dataset, getattr(torch, config.dtype), config.client.weight_decay)
-    experiment = Experiment(config, dataset, partition, task)
+    trained = _poisoned(config, dataset, partition)
+    task = Task(module, trained, getattr(torch, config.dtype), config.client.weight_decay)
+    experiment = Experiment(config, dataset, partition, task, test_partition)
     if place is None:
         _match(experiment)
     return experiment
+
+
+def _hostile(config: Config, partition: Partition) -> tuple[int, ...]:
+    share = getattr(config.attack, "share", 0.0)
+    # A device's partition ends with its own client.
+    return attacks.hostile(config.seed, config.num_clients or len(partition), share)
+
+
+def _poisoned(config: Config, dataset: Dataset, partition: Partition) -> Dataset:
+    """What clients train on: under attack=label_flip the labels of the hostile ones are not as they were divided."""
+    if config.attack.name != "label_flip":
+        return dataset
+    if dataset.kind != "classification":
+        raise ConfigError(
+            "attack=label_flip",
+            f"data={config.data.name} has no class labels",
+            "choose another attack, or data with classes",
+        )
+    y = dataset.y.clone()
+    for client in _hostile(config, partition):
+        if client < len(partition):
+            rows = torch.from_numpy(partition[client])
+            y[rows] = attacks.flipped(y[rows], dataset.num_classes)
+    return dataclasses.replace(dataset, y=y)
+
+
+def planned(config: Config) -> Experiment:
+    """The experiment of a run that begins: as `build`, with the noise that a target epsilon asks for."""
+    return _aimed(build(resolve_run_dir(config)))
+
+
+def _aimed(experiment: Experiment) -> Experiment:
+    multiplier = experiment.calibrated_noise()
+    if multiplier is None:
+        return experiment
+    changed = experiment.config.privacy.model_copy(update={"noise_multiplier": multiplier})
+    return build(experiment.config.model_copy(update={"privacy": changed}))
 
 
 def client_app(config: Config) -> ClientApp:
@@ -156,6 +357,14 @@ def _match(experiment: Experiment) -> None:
             "set engine.mode=looped, or use GroupNorm and no dropout",
         )
     _match_statistic(experiment)
+    if experiment.mechanism is not None and task.buffer_layout.size > 0:
+        raise ConfigError(
+            f"privacy={experiment.mechanism.kind}",
+            f"model={config.model.name} has running statistics of its inputs, which no clipping bounds",
+            "take a model with GroupNorm, or privacy=none",
+        )
+    if experiment.secure is not None:
+        secure_checks.match(experiment, experiment.secure)
 
 
 def _match_statistic(experiment: Experiment) -> None:
@@ -185,23 +394,65 @@ def _match_statistic(experiment: Experiment) -> None:
 
 def run(config: Config) -> Path:
     """One whole run; returns its directory. What can be refused is refused before the directory is made."""
-    experiment = build(resolve_run_dir(config))
+    trackers.check(config)
+    experiment = planned(config)
     chosen, work = _engine(experiment)
     locate(MAKE_STRATEGY)(experiment)  # a strategy of the user's own may be refused too
     return begin(experiment, chosen, work)
 
 
-def resume(run_dir: Path) -> Path:
-    """Carry on a run from its newest checkpoint, or from the beginning where it has none; returns its directory."""
-    config = from_container(run_dirs.read(run_dir).config).model_copy(update={"run_dir": str(run_dir)})
-    experiment = build(config)
-    return _carry_out(experiment, _engine(experiment)[1])
+def resume(run_dir: Path, config: Config | None = None, accept_changes: bool = False) -> Path:
+    """Carry on a run from its newest checkpoint, or from the beginning where it has none; returns its directory.
+
+    config: what the run goes on with, where that is not what its config.yaml says (compose.again). accept_changes:
+    go on although configuration, code or libraries are not what they were; the manifest tells of it.
+
+    Raises:
+        RunDirError: there are such changes and they were not accepted, another process is at work in the directory,
+            or more rounds are done than are wanted.
+    """
+    run_dirs.head(run_dir)  # a directory that is none of a run's gets no lock either
+    with locks.hold(run_dir):
+        saved, manifest = run_dirs.head(run_dir)
+        config = config or from_container(saved)
+        trackers.check(config)
+        experiment = build(config.model_copy(update={"run_dir": str(run_dir)}))
+        found = checkpoint.newest(run_dir)
+        if found.checkpoint is None:
+            experiment = _aimed(experiment)
+        chosen, work = _engine(experiment)
+        notes = [f"a checkpoint is passed over: {reason}" for reason in found.passed_over]
+        round = 0
+        if found.checkpoint is not None:
+            round = found.checkpoint.round
+            changes = identity.differences(config, chosen, manifest, found.checkpoint.config)
+            if changes and not accept_changes:
+                raise RunDirError(
+                    f"run_dir={run_dir}",
+                    f"it would not end with the same bytes, as something has changed: {'; '.join(changes)}",
+                    "undo that, or go on all the same with --accept-changes, which the manifest will tell",
+                )
+            notes += [f"a change is accepted: {words}" for words in changes]
+        if round > config.num_rounds:
+            raise RunDirError(
+                f"num_rounds={config.num_rounds}",
+                f"{round} rounds are done in {run_dir}",
+                f"set num_rounds to {round} or more",
+            )
+        for note in notes:
+            log.warning("%s", note)
+        records.carry_on(run_dir, experiment.config, chosen, round, notes)
+        return _carry_out(experiment, work, round)
 
 
 def begin(experiment: Experiment, chosen: dict[str, Any], work: Work) -> Path:
     """Make the run directory and do the rounds in it by `work`; `chosen` tells the manifest how."""
-    records.create(Path(str(experiment.config.run_dir)), experiment, chosen)
-    return _carry_out(experiment, work)
+    run_dir = Path(str(experiment.config.run_dir))
+    with locks.hold(run_dir):
+        records.create(run_dir, experiment, chosen)
+        for warning in experiment.mechanism.warnings if experiment.mechanism else ():
+            log.warning("%s", warning)
+        return _carry_out(experiment, work)
 
 
 def config_of(run_config: Mapping[str, Any]) -> Config:
@@ -226,17 +477,28 @@ def _engine(experiment: Experiment) -> tuple[dict[str, Any], Work]:
     return chosen, lambda: engine(experiment, chosen, locate(SERVER_APP), client_app(experiment.config))
 
 
-def _carry_out(experiment: Experiment, work: Work) -> Path:
-    """The rounds that are still to do, how they ended, and the report."""
+def _carry_out(experiment: Experiment, work: Work, after: int = 0) -> Path:
+    """The rounds after this one, how they ended, and the report; a run that did not end says how to go on."""
     run_dir = Path(str(experiment.config.run_dir))
+    with trackers.follow(experiment.config, after):
+        _to_the_end(run_dir, work)
+    try:
+        reports.write(run_dir)
+    except OSError as error:
+        raise StorageError(run_dir / "report.html", error.strerror or str(error)) from error
+    return run_dir
+
+
+def _to_the_end(run_dir: Path, work: Work) -> None:
+    """Do this, and let the manifest say how it ended."""
     try:
         work()
-    except KeyboardInterrupt:
-        records.finish(run_dir, "interrupted")
-        raise
+        records.finish(run_dir, "done")
     except BaseException as error:
-        records.finish(run_dir, f"failed: {type(error).__name__}: {error}")
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        with suppress(StorageError):  # as on a full disk, which is told already
+            ended = "interrupted" if is_interrupted else f"failed: {type(error).__name__}: {error}"
+            records.finish(run_dir, ended)
+        if not isinstance(error, InputError):
+            error.add_note(f"carry on with: fedscale-local resume {shlex.quote(str(run_dir))}")
         raise
-    records.finish(run_dir, "done")
-    reports.write(run_dir)
-    return run_dir

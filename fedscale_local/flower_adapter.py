@@ -9,16 +9,21 @@ somebody asks for them, which is bit for bit what Flower would have built.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from itertools import accumulate, groupby
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.proto.log_pb2 import PushLogsRequest
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -29,12 +34,21 @@ from fedscale_local.vector import Layout
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 PRECONDITIONER, MEMORY, STATISTIC, MOMENTUM = "preconditioner", "memory", "statistic", "momentum"
+GRADIENT = "mean_gradient"
+SECURE, SECURE_STAGE = "secure", "secure-stage"
+"""What secure aggregation exchanges beside vectors, and at which stage of it a message belongs."""
+ENCODED = ".encoded"
+"""The array of an encoded vector; no tensor of a module can have this name."""
 ROUND, NUM_EXAMPLES, PARTITION, DATA_PATH = "server-round", "num-examples", "partition-id", "data-path"
+PERSONAL, TEST_LOSS, TEST_ACCURACY = "personal", "test-loss", "test-accuracy"
 STATE, RESTORE = "query.state", "query.restore"
 """Messages that fetch what a client keeps, and that give it back."""
+CHUNK = "train.chunk"
+"""A message for several clients at once."""
 FIRST_NODE = 2
 """Node ids that strategies see follow the client indices from here; Flower keeps 1 for the server."""
 
+Kind = TypeVar("Kind", ArrayRecord, MetricRecord, ConfigRecord)
 Sections = Sequence[tuple[Layout, Tensor]]
 """Parts of a record: a layout and its flat vector (d,)."""
 
@@ -45,7 +59,7 @@ class LazyArray(Array):
     def __init__(self, view: Tensor, flat: Tensor) -> None:
         # Array.__init__ would serialise; the dataclass fields are set beside it.
         self.__dict__.update(
-            dtype=str(view.dtype).removeprefix("torch."),
+            dtype=_name(view.dtype),
             shape=tuple(view.shape),
             stype="numpy.ndarray",
             view=view,
@@ -67,18 +81,66 @@ class LazyArray(Array):
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
+@lru_cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 # Flower writes this name into an object's bytes, which its id is the hash of.
 LazyArray.__qualname__ = Array.__qualname__
 
 
 def to_record(sections: Sections) -> ArrayRecord:
     """The named tensors of flat vectors as one ArrayRecord, without a copy."""
-    record = ArrayRecord()
+    arrays = {}
     for layout, flat in sections:
         flat = flat.detach()
         for name, view in layout.split(flat).items():
-            record[name] = LazyArray(view, flat)
+            arrays[name] = LazyArray(view, flat)
+    record: ArrayRecord = _filled(ArrayRecord(), arrays)
     return record
+
+
+def _filled(record: Any, values: Mapping[str, Any]) -> Any:
+    """A new record with these values, which are known to fit: Flower's own way looks at each of them, in 5 us."""
+    record.__dict__["_data"].update(values)
+    return record
+
+
+def of_kind(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
+    """A message's records of one kind, by name. `content.array_records` is a copy that keeps itself up to date."""
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
+
+
+def metric_record(metrics: Mapping[str, int | float]) -> MetricRecord:
+    """A MetricRecord of these numbers."""
+    record: MetricRecord = _filled(MetricRecord(), metrics)
+    return record
+
+
+def sections(record: ArrayRecord) -> list[tuple[Layout, Tensor]]:
+    """The inverse of to_record: the flat vectors that the record still holds, else one for each array."""
+    found = []
+    for _, group in groupby(record.items(), key=lambda item: id(item[1].__dict__.get("flat", item[1]))):
+        arrays = dict(group)
+        layout = Layout(tuple(arrays), tuple(tuple(array.shape) for array in arrays.values()))
+        flat = next(iter(arrays.values())).__dict__.get("flat")
+        if flat is not None and _fills(layout, arrays, flat):
+            found.append((layout, flat))
+            continue
+        for name, array in arrays.items():
+            vector = torch.from_numpy(array.numpy().reshape(-1))
+            found.append((Layout((name,), (tuple(array.shape),)), vector))
+    return found
+
+
+def _fills(layout: Layout, arrays: Mapping[str, Array], flat: Tensor) -> bool:
+    """Are these arrays the whole of the flat vector, one behind the other?"""
+    starts = accumulate(layout.sizes, initial=0)
+    return (flat.dim(), flat.numel()) == (1, layout.size) and all(
+        view.numel() == 0 or view.data_ptr() == flat.data_ptr() + start * flat.itemsize
+        for view, start in zip((array.__dict__["view"] for array in arrays.values()), starts, strict=False)
+    )
 
 
 def vector_record(flat: Tensor) -> ArrayRecord:
@@ -91,20 +153,20 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
 
     Raises ValueError for a missing name, another shape or another type of numbers.
     """
-    expected = str(dtype).removeprefix("torch.")
-    flats = set()
+    if not layout.names:
+        return torch.zeros(0, dtype=dtype)
+    expected = _name(dtype)
+    flats, arrays = set(), dict(record.items())
     for name, shape in zip(layout.names, layout.shapes, strict=True):
-        if name not in record:
+        array = arrays.get(name)
+        if array is None:
             raise ValueError(f"array {name!r} is missing; the record holds {list(record)[:5]}")
-        array = record[name]
         if tuple(array.shape) != shape or array.dtype != expected:
             raise ValueError(
                 f"array {name!r} is {array.dtype} {tuple(array.shape)}, expected {expected} {shape}"
             )
         flats.add(id(array.__dict__.get("flat")) if isinstance(array, LazyArray) else None)
-    if not layout.names:
-        return torch.zeros(0, dtype=dtype)
-    first = record[layout.names[0]]
+    first = arrays[layout.names[0]]
     if len(flats) == 1 and isinstance(first, LazyArray) and first.__dict__["flat"].numel() == layout.size:
         live: Tensor = first.__dict__["flat"]
         return live
@@ -119,7 +181,7 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
 
 def in_dtype(record: ArrayRecord, dtype: torch.dtype) -> ArrayRecord:
     """The record with floating-point arrays of this type; Flower's FedAdam, for one, turns float32 into float64."""
-    expected = str(dtype).removeprefix("torch.")
+    expected = _name(dtype)
     for name, array in record.items():
         if array.dtype != expected:
             tensor = torch.from_numpy(array.numpy()).to(dtype)
@@ -134,17 +196,63 @@ def from_vector_record(record: ArrayRecord, size: int, dtype: torch.dtype) -> Te
 
 def private_copy(message: Message) -> Message:
     """The same message with records of its own: messages of one round share theirs, and a client may change them."""
-    records = {key: record.copy() for key, record in message.content.items()}
-    return Message(content=RecordDict(records), metadata=message.metadata)  # type: ignore[call-overload]
+    return with_content(message, RecordDict({key: record.copy() for key, record in message.content.items()}))
 
 
 def num_bytes(content: RecordDict) -> int:
     """Bytes of all numbers in a message's arrays, without Flower's headers."""
+    return sum(map(record_bytes, of_kind(content, ArrayRecord).values()))
+
+
+def record_bytes(record: ArrayRecord) -> int:
+    """Bytes of all numbers in a record, without Flower's headers."""
+    return sum(map(_array_bytes, record.values()))
+
+
+def _array_bytes(array: Array) -> int:
+    """Bytes of an array's numbers; of one that claims what its bytes cannot hold, those bytes."""
+    held = math.inf if isinstance(array, LazyArray) else len(array.data)
+    try:
+        claimed = math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    except TypeError:
+        claimed = -1
+    return claimed if 0 <= claimed <= held else int(held)
+
+
+def text_bytes(content: RecordDict) -> int:
+    """Bytes of everything in a message but its arrays: metrics, settings, and all names."""
     return sum(
-        int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
-        for record in content.array_records.values()
-        for array in record.values()
+        len(name)
+        + sum(len(key) + (0 if isinstance(value, Array) else _size(value)) for key, value in record.items())
+        for name, record in content.items()
     )
+
+
+def _size(value: Any) -> int:
+    """Bytes of a metric or setting, as Flower sends it."""
+    if isinstance(value, list):
+        return sum(map(_size, value)) if value and isinstance(value[0], str | bytes) else 8 * len(value)
+    return len(value) if isinstance(value, str | bytes) else 8
+
+
+def encoded_record(data: Tensor, beside: Mapping[str, Array]) -> ArrayRecord:
+    """The bytes of one encoded vector, uint8 (n,), and the arrays that travel beside it as they are."""
+    record = ArrayRecord()
+    record[ENCODED] = LazyArray(data, data)
+    for name, array in beside.items():
+        record[name] = array
+    return record
+
+
+def from_encoded_record(record: ArrayRecord) -> Tensor:
+    """The bytes that encoded_record was given; ValueError where they are no flat bytes."""
+    size = int(np.prod(record[ENCODED].shape, dtype=np.int64))
+    return from_record(record, Layout((ENCODED,), ((size,),)), torch.uint8)
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """The same message with this in the place of its own content."""
+    return Message(content=content, metadata=message.metadata)  # type: ignore[call-overload]
 
 
 def message_to(node: int, content: RecordDict, message_type: str = "train") -> Message:
@@ -194,7 +302,8 @@ def content(
         records[CONFIG] = config
     if metrics is not None:
         records[METRICS] = metrics
-    return RecordDict(records)
+    filled: RecordDict = _filled(RecordDict(), records)
+    return filled
 
 
 def new_context(node: int, node_config: dict[str, Any], run_config: dict[str, Any]) -> Context:
@@ -202,9 +311,15 @@ def new_context(node: int, node_config: dict[str, Any], run_config: dict[str, An
 
 
 def dump_records(records: RecordDict) -> dict[str, Any]:
-    """A client's state as plain values and arrays, for a checkpoint."""
+    """A client's state as plain values and arrays, for a checkpoint; what the client changes later is not changed."""
     return {
-        key: {name: _live(value) if isinstance(value, Array) else value for name, value in record.items()}
+        key: {
+            "kind": type(record).__name__,
+            "values": {
+                name: _live(value) if isinstance(value, Array) else deepcopy(value)
+                for name, value in record.items()
+            },
+        }
         for key, record in records.items()
     }
 
@@ -217,18 +332,23 @@ def _live(array: Array) -> Tensor:
     return torch.from_numpy(array.numpy())
 
 
+def kept(state: RecordDict) -> RecordDict:
+    """Of what a client has in its state what it may tell the server: no secrets that hide its vectors."""
+    return RecordDict({key: record for key, record in state.items() if key != SECURE})
+
+
 def load_records(state: Mapping[str, Mapping[str, Any]]) -> RecordDict:
     """The inverse of dump_records."""
     records = RecordDict()
-    for key, values in state.items():
-        if all(isinstance(value, Tensor) for value in values.values()):
+    for key, kept in state.items():
+        values = kept["values"]
+        if kept["kind"] == "ArrayRecord":
             arrays = ArrayRecord()
             for name, value in values.items():
                 arrays[name] = LazyArray(value, value)
             records[key] = arrays
         else:
-            numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
-            records[key] = (MetricRecord if numbers and key == METRICS else ConfigRecord)(dict(values))
+            records[key] = (MetricRecord if kept["kind"] == "MetricRecord" else ConfigRecord)(dict(values))
     return records
 
 
@@ -252,14 +372,20 @@ def load_strategy(strategy: Any, state: Mapping[str, Any]) -> None:
 
 
 def _is_state(value: Any) -> bool:
-    if isinstance(value, dict):
-        return bool(value) and all(isinstance(part, np.ndarray) for part in value.values())
-    return isinstance(value, bool | int | float | np.ndarray)
+    """Numbers, texts and arrays, and containers of them."""
+    if type(value) is dict:
+        return all(isinstance(key, int | str) and _is_state(part) for key, part in value.items())
+    if isinstance(value, list):
+        return all(map(_is_state, value))
+    return isinstance(value, bool | int | float | str | bytes | np.ndarray)
 
 
 def become_server() -> None:
-    """Give this process the identity without which Flower builds no message."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    """Give this process the identity without which Flower builds no message, unless Flower gave it one."""
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
 def stamp(message: Message, message_id: str) -> Message:
@@ -296,8 +422,18 @@ def seeded_globals(seed: int, round: int, node: int = 0) -> Iterator[None]:
 
 def round_of(message: Message) -> int:
     """The round that a message speaks of; 0 where it speaks of none."""
-    said = (record.get(ROUND) for record in message.content.config_records.values())
+    said = (record.get(ROUND) for record in of_kind(message.content, ConfigRecord).values())
     return next((number for number in said if isinstance(number, int)), 0)
+
+
+def push_log(grid: Grid, line: str) -> None:
+    """Add a line to the log of the run that this ServerApp works for, and return when the SuperLink has it.
+
+    Flower's own way takes what is printed, in the background: it drops what is left three seconds after the end, and
+    writes it to the SuperLink's own output as well.
+    """
+    request = PushLogsRequest(node=grid.node, run_id=grid.run.run_id, logs=[f"\n{line}\n"])  # type: ignore[attr-defined]
+    grid._runtime_client.PushLogs(request)  # type: ignore[attr-defined]
 
 
 def quiet_flower() -> None:

@@ -6,11 +6,10 @@ to results.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +27,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fedscale_local.reports.facts import bytes_text
+from fedscale_local import cells
+from fedscale_local.cells import Cell, State
+from fedscale_local.reports.facts import bytes_text, seconds_text
+from fedscale_local.tail import Tail
 
 POLL_SECONDS = 0.2
+SWEEP_POLL_SECONDS = 0.5
 
 
 @contextmanager
@@ -50,17 +53,26 @@ def follow(
     display = (
         _Bar(console, num_rounds, tail) if console.is_terminal else _Lines(console, num_rounds, line_seconds)
     )
-    already, stop = tail.state.round, threading.Event()
+    already = tail.state.round
 
     def update(last: bool) -> None:
         tail.read()
         elapsed = time.monotonic() - started
         display.update(tail.state, max(tail.state.round - already, 0) / max(elapsed, 1e-9), elapsed, last)
 
+    with _watching(display, update, POLL_SECONDS):
+        yield
+
+
+@contextmanager
+def _watching(display: _Startable, update: Callable[[bool], None], seconds: float) -> Iterator[None]:
+    """Call update(last) every so often while the body runs, and once more after it; a display that fails is left."""
+    stop = threading.Event()
+
     def watch() -> None:
         with suppress(OSError, ValueError):  # ValueError: the stream was closed
-            while not stop.wait(POLL_SECONDS):
-                update(last=False)
+            while not stop.wait(seconds):
+                update(False)
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     with suppress(OSError, ValueError):
@@ -73,9 +85,38 @@ def follow(
         thread.join()
         with suppress(OSError, ValueError):
             try:
-                update(last=True)
+                update(True)
             finally:
                 display.stop()
+
+
+@contextmanager
+def follow_sweep(
+    found: Sequence[Cell], *, console: Console | None = None, line_seconds: float = 5.0
+) -> Iterator[None]:
+    """Show how far all cells of a sweep are while the body runs, read from their directories; as `follow` otherwise.
+
+    The remaining time is that of the remaining rounds at the pace so far; cells that failed are not waited for.
+    """
+    console = console or _Stderr(stderr=True)
+    sweep, started = _Sweep(found), time.monotonic()
+    sweep.read()
+    already = sweep.rounds
+    display = _SweepBar(console) if console.is_terminal else _SweepLines(console, line_seconds)
+
+    def update(last: bool) -> None:
+        sweep.read()
+        elapsed = time.monotonic() - started
+        display.update(sweep, _remaining(sweep, already, elapsed), elapsed, last)
+
+    with _watching(display, update, SWEEP_POLL_SECONDS):
+        yield
+
+
+def _remaining(sweep: _Sweep, already: int, elapsed: float) -> float | None:
+    """Seconds that the rounds still to do will take; None before the first round, and when none is left."""
+    done = sweep.rounds - already
+    return sweep.rounds_left * elapsed / done if done and sweep.rounds_left else None
 
 
 # ---------------------------------------------------------------- reading
@@ -101,24 +142,46 @@ class _Tail:
     """The state of a file of rounds that grows, or shrinks when a resumed run drops what it repeats."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.state, self.position = path, _State(), 0
+        self.tail, self.state = Tail(path), _State()
 
     def read(self) -> None:
-        try:
-            if self.path.stat().st_size < self.position:
-                self.state, self.position = _State(), 0
-            with self.path.open("rb") as file:
-                file.seek(self.position)
-                text = file.read()
-        except OSError:
-            return  # not there yet, or gone
-        whole = text[: text.rfind(b"\n") + 1]  # the rest of a line comes later
-        self.position += len(whole)
-        for line in whole.splitlines():
-            with suppress(
-                ValueError, KeyError, TypeError
-            ):  # a bad line is for the reader of the run to report
-                self.state.add(json.loads(line))
+        records, begins = self.tail.read()
+        if begins:
+            self.state = _State()
+        for record in records:
+            with suppress(ValueError, KeyError, TypeError):
+                self.state.add(record)
+
+
+class _Sweep:
+    """How many cells of a sweep are in which state, and how many rounds are done and are left."""
+
+    def __init__(self, found: Sequence[Cell]) -> None:
+        self.cells = list(found)
+        self.tails = [_Tail(cell.run_dir / "rounds.jsonl") for cell in found]
+        self.states: list[State] = ["absent"] * len(found)
+        self.rounds = self.rounds_left = 0
+
+    def read(self) -> None:
+        for i, cell in enumerate(self.cells):
+            if self.states[i] != "done":
+                self.tails[i].read()
+                self.states[i] = cells.state(cell)
+        done = [tail.state.round for tail in self.tails]
+        self.rounds = sum(done)
+        self.rounds_left = sum(
+            max(cell.num_rounds - n, 0)
+            for cell, n, state in zip(self.cells, done, self.states, strict=True)
+            if state in ("absent", "half")
+        )
+
+    @property
+    def words(self) -> str:
+        failed = self.states.count("failed")
+        done = self.states.count("done") + self.states.count("pruned")
+        told = f"cells {done}/{len(self.cells)}"
+        told += f", {failed} failed" if failed else ""
+        return f"{told}  rounds {self.rounds}/{self.rounds + self.rounds_left}"
 
 
 # ---------------------------------------------------------------- words
@@ -151,10 +214,13 @@ class _Stderr(Console):
         self.quiet = True
 
 
-class _Display(Protocol):
+class _Startable(Protocol):
     def start(self) -> None: ...
-    def update(self, state: _State, rounds_per_second: float, elapsed: float, last: bool) -> None: ...
     def stop(self) -> None: ...
+
+
+class _Display(_Startable, Protocol):
+    def update(self, state: _State, rounds_per_second: float, elapsed: float, last: bool) -> None: ...
 
 
 class _Lines:
@@ -222,3 +288,61 @@ class _Bar:
 
     def stop(self) -> None:
         self.progress.stop()
+
+
+class _SweepLines:
+    """Plain lines: when a cell has ended, and in between at most one in `line_seconds`."""
+
+    def __init__(self, console: Console, line_seconds: float) -> None:
+        self.console, self.line_seconds = console, line_seconds
+        self.shown, self.when = "", 0.0
+
+    def start(self) -> None:
+        pass
+
+    def update(self, sweep: _Sweep, remaining: float | None, elapsed: float, last: bool) -> None:
+        words = sweep.words
+        has_ended = words.partition("rounds")[0] != self.shown.partition("rounds")[0]
+        if words == self.shown or not (has_ended or last or elapsed - self.when >= self.line_seconds):
+            return
+        self.shown, self.when = words, elapsed
+        self.console.file.write(f"{words}  {_left(remaining)}{elapsed:.0f} s\n")
+        self.console.file.flush()
+
+    def stop(self) -> None:
+        pass
+
+
+class _SweepBar:
+    """One line that moves, over the rounds of all cells."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.fields[words]}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=console,
+            redirect_stdout=sys.stdout.isatty(),
+            auto_refresh=False,
+        )
+        self.task = self.progress.add_task("", total=None, words="", left="")
+
+    def start(self) -> None:
+        self.progress.start()
+
+    def update(self, sweep: _Sweep, remaining: float | None, elapsed: float, last: bool) -> None:
+        self.progress.update(
+            self.task,
+            completed=sweep.rounds,
+            total=sweep.rounds + sweep.rounds_left,
+            words=sweep.words,
+            left=_left(remaining) + f"{elapsed:.0f} s",
+            refresh=True,
+        )
+
+    def stop(self) -> None:
+        self.progress.stop()
+
+
+def _left(remaining: float | None) -> str:
+    return "" if remaining is None else f"{seconds_text(remaining)} left  "

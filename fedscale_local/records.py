@@ -1,6 +1,6 @@
 """The writing side of a run directory.
 
-Text grows by whole lines, each flushed; whole files are written beside their name and then renamed.
+Text grows by whole lines; whole files are written beside their name and then renamed (disk.py).
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,44 +21,57 @@ from safetensors.torch import save
 from torch import Tensor
 
 import fedscale_local
-from fedscale_local.config import to_container
+from fedscale_local import disk, identity
+from fedscale_local.config import Config, to_container
 from fedscale_local.data.partition import counts
-from fedscale_local.errors import RunDirError
+from fedscale_local.errors import RunDirError, StorageError
 
 if TYPE_CHECKING:
     from fedscale_local.experiment import Experiment
 
-_PACKAGES = ("flwr", "torch", "torchvision", "numpy", "hydra-core", "pydantic", "safetensors")
+
+def line(record: Mapping[str, Any]) -> bytes:
+    """One JSON line; a number that is not finite becomes null."""
+    return json.dumps(_finite(dict(record)), allow_nan=False).encode() + b"\n"
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write all of it or nothing: under a temporary name, flushed to disk, renamed."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _finite(value: Any) -> Any:
+    """The same with null for each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """One JSON line; a number that is not finite becomes null."""
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in record.items()
-    }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(clean, allow_nan=False) + "\n")
+    """Add one line to a file of records; raises StorageError."""
+    disk.append(path, line(record))
 
 
-def truncate(run_dir: Path, first: int) -> None:
-    """Forget the lines of round `first` and later, which are to be done again, and a line that was cut short."""
-    for name in ("rounds.jsonl", "timing.jsonl"):
-        path = run_dir / name
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["round"] < first]
-        if len(kept) < len(lines):
-            write_file(path, "".join(kept).encode())
+def rewind(run_dir: Path, round: int, before: int = 0, record: Mapping[str, Any] | None = None) -> None:
+    """Let the records end with this round, as what comes after it is to be done again.
+
+    before: bytes of rounds.jsonl before the round's own line, which is `record`.
+    """
+    path = run_dir / "rounds.jsonl"
+    found = path.read_bytes() if path.exists() else b""
+    whole = found[:before] + (line(record) if record is not None else b"")
+    if found != whole:
+        disk.write(path, whole)
+    path = run_dir / "timing.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [entry for entry in lines if 0 < _round_of(entry) <= round]
+    if len(kept) < len(lines):
+        disk.write(path, b"".join(kept))
+
+
+def _round_of(entry: bytes) -> int:
+    """The round that a line tells of; -1 for one that was cut short or damaged."""
+    try:
+        return int(json.loads(entry)["round"]) if entry.endswith(b"\n") else -1
+    except (ValueError, KeyError, TypeError):
+        return -1
 
 
 def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> None:
@@ -67,8 +79,7 @@ def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> 
     config = experiment.config
     manifest = {
         "fedscale_local": fedscale_local.__version__,
-        "versions": {name: metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        **identity.now(config),
         "commit": _commit(),
         "hardware": {
             "machine": platform.machine(),
@@ -77,9 +88,12 @@ def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> 
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
         },
         "engine": dict(engine),
+        "privacy": _privacy(experiment),
         "seed": config.seed,
         "num_parameters": experiment.task.layout.size,
         "data_note": experiment.dataset.note,
+        "hostile_clients": list(experiment.hostile),
+        "common_random_numbers": identity.common_random_numbers(experiment),
         "started": _now(),
         "finished": None,
         "exit": "running",
@@ -88,30 +102,69 @@ def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> 
         "config.yaml": yaml.safe_dump(to_container(config), sort_keys=False),
         "partition.json": json.dumps(_partition(experiment)),
     }
+    if (run_dir / "manifest.json").exists():
+        raise RunDirError(f"run_dir={run_dir}", "another run has just been there", "choose another run_dir")
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            write_file(run_dir / name, text.encode())
-    except OSError as error:
+            disk.write(run_dir / name, text.encode())
+        _write_manifest(run_dir, manifest)
+    except StorageError as error:
         raise RunDirError(
-            f"run_dir={run_dir}", f"it cannot be written ({error.strerror})", "choose another run_dir"
+            f"run_dir={run_dir}", f"it cannot be written ({error.reason})", "choose another run_dir"
         ) from error
-    _write_manifest(run_dir, manifest)
 
 
 def finish(run_dir: Path, exit: str) -> None:
     """Say in the manifest how the run ended."""
-    manifest = json.loads((run_dir / "manifest.json").read_text())
-    _write_manifest(run_dir, manifest | {"finished": _now(), "exit": exit})
+    _write_manifest(run_dir, _manifest(run_dir) | {"finished": _now(), "exit": exit})
+
+
+def carry_on(
+    run_dir: Path, config: Config, engine: Mapping[str, Any], round: int, notes: Sequence[str]
+) -> None:
+    """Say in the manifest from which round the run goes on, what is to be known of that, and with what it does."""
+    entry = {"time": _now(), "after_round": round, "notes": list(notes)}
+    manifest = _manifest(run_dir)
+    manifest |= identity.now(config) | {"engine": dict(engine), "finished": None, "exit": "running"}
+    manifest["resumed"] = [*manifest.get("resumed", []), entry]
+    disk.write(run_dir / "config.yaml", yaml.safe_dump(to_container(config), sort_keys=False).encode())
+    _write_manifest(run_dir, manifest)
+
+
+def _manifest(run_dir: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))
+    return manifest
 
 
 def save_model(run_dir: Path, tensors: Mapping[str, Tensor]) -> None:
     """model.safetensors: the named tensors of the last round."""
-    write_file(run_dir / "model.safetensors", save({name: t.contiguous() for name, t in tensors.items()}))
+    disk.write(run_dir / "model.safetensors", save({name: t.contiguous() for name, t in tensors.items()}))
+
+
+def save_clients(run_dir: Path, found: Mapping[str, Any]) -> None:
+    """clients.json: how the last round's model does from client to client (evaluation.py)."""
+    disk.write(run_dir / "clients.json", line(found))
 
 
 def _write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> None:
-    write_file(run_dir / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    disk.write(run_dir / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _privacy(experiment: Experiment) -> dict[str, Any] | None:
+    """How clients are kept from being found out, and what the rounds' epsilon means; None: not at all."""
+    mechanism = experiment.mechanism
+    if mechanism is None:
+        return None
+    return {
+        "kind": mechanism.kind,
+        "noise_multiplier": mechanism.multiplier,
+        "noise_source": "system" if mechanism.secure else "seed",
+        "delta": mechanism.delta,
+        "accountant": mechanism.accountant,
+        "neighbours": mechanism.neighbours,
+        "release": mechanism.release._asdict(),
+        "warnings": list(mechanism.warnings),
+    }
 
 
 def _partition(experiment: Experiment) -> dict[str, Any]:

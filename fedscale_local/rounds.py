@@ -2,6 +2,8 @@
 
     configure -> send and receive -> check -> aggregate -> evaluate -> record -> checkpoint when due
 
+Whatever ends the loop, the last finished round ends up in a checkpoint.
+
 Replies reach the strategy in the order of their client indices, whatever order they came in, so sums have one order.
 A reply that cannot be used is dropped, counted and named; it never ends the run.
 """
@@ -9,7 +11,7 @@ A reply that cannot be used is dropped, counted and named; it never ends the run
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +20,74 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedscale_local import checkpoint, records
+from fedscale_local import checkpoint, evaluation, ledger, records, sending
 from fedscale_local import flower_adapter as adapter
-from fedscale_local.client_grid import by_client
-from fedscale_local.config import to_json
+from fedscale_local.checkpoint_writer import Writer
+from fedscale_local.client_grid import by_client, take_refusals
+from fedscale_local.config import to_container
+from fedscale_local.engines.chunks import chunked
 from fedscale_local.experiment import Experiment
-from fedscale_local.quorum import exchange
+from fedscale_local.quorum import Exchange, Failures, exchange
 from fedscale_local.replies import usable
 
 
 def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -> None:
     """All rounds that are still to do: from the newest checkpoint in the run directory, else from the beginning.
 
-    Writes rounds.jsonl, timing.jsonl, checkpoints and, with the last round, model.safetensors.
+    Writes rounds.jsonl, timing.jsonl, checkpoints and, with the last round, clients.json and model.safetensors.
     """
     config, task = experiment.config, experiment.task
-    grid = by_client(grid, len(experiment.partition), experiment.clients_keep_state)
+    grid = chunked(experiment, grid)
+    grid = by_client(grid, len(experiment.partition), experiment.clients_keep_state, config.round_timeout)
     arrays = adapter.to_record(
         [(task.layout, task.initial_params), (task.buffer_layout, task.initial_buffers)]
     )
-    first, probe = getattr(strategy, "first_round", 1), {"bytes_up": 0, "bytes_down": 0, "failures": []}
-    kept = checkpoint.newest(run_dir, to_json(config))
-    if kept is not None:
-        arrays, first = _restore(experiment, strategy, grid, kept), kept.round + 1
-    records.truncate(run_dir, first)
-    for round in range(first, config.num_rounds + 1):
-        clock = _Clock()
-        arrays, record = _round(experiment, strategy, grid, round, arrays, clock)
-        if round == 0:
-            probe = record
-            continue
-        if round == 1:
-            record |= {key: probe[key] + record[key] for key in ("bytes_up", "bytes_down", "failures")}
-            record |= {"probe_bytes_up": probe["bytes_up"], "probe_bytes_down": probe["bytes_down"]}
-        records.append_line(run_dir / "rounds.jsonl", record)
-        is_due = config.checkpoint_every and round % config.checkpoint_every == 0
-        if is_due or round == config.num_rounds:
-            state = _state(experiment, strategy, grid, arrays)
-            checkpoint.write(run_dir, checkpoint.Checkpoint(round, state), to_json(config))
-        clock.lap("record_seconds")
-        records.append_line(run_dir / "timing.jsonl", {"round": round} | clock.parts())
-    records.save_model(run_dir, task.named(*_vectors(experiment, arrays)))
+    first, probe = getattr(strategy, "first_round", 1), NO_PROBE
+    clients: dict[int, Any] = {}
+    kept, lines = checkpoint.newest(run_dir).checkpoint, run_dir / checkpoint.LINES
+    if kept is None:
+        checkpoint.forget_after(run_dir, 0)
+        records.rewind(run_dir, 0)
+    else:
+        arrays, clients, first = (
+            _restore(experiment, strategy, grid, kept),
+            kept.state["clients"],
+            kept.round + 1,
+        )
+        # Was the round evaluated because it was the last, or is it the last now? Then its line is another.
+        record = dict(kept.record) | _evaluation(experiment, kept.round, arrays)
+        checkpoint.forget_after(run_dir, kept.round)
+        records.rewind(run_dir, kept.round, kept.before, record)
+    container = to_container(config)
+    with Writer(run_dir, config.checkpoint_keep) as writer:
+        for round in range(first, config.num_rounds + 1):
+            clock = _Clock()
+            arrays, record = _round(experiment, strategy, grid, round, arrays, clock)
+            is_due = round == config.num_rounds or (
+                config.checkpoint_every > 0 and round % config.checkpoint_every == 0
+            )
+            if round == 0:
+                probe, clients = record, _kept_by(experiment, grid, clients, record["clients"])
+                continue
+            if round == 1:
+                record |= {key: probe[key] + record[key] for key in ("bytes_up", "bytes_down", "failures")}
+                record |= {
+                    key: ledger.added(probe[key], record[key]) for key in ("bytes_up_by", "bytes_down_by")
+                }
+                record |= {"probe_bytes_up": probe["bytes_up"], "probe_bytes_down": probe["bytes_down"]}
+            before = lines.stat().st_size if lines.exists() else 0
+            records.append_line(lines, record)
+            if is_due or not _must_be_asked(experiment, grid):
+                clients = _kept_by(experiment, grid, clients, record["clients"])
+                state = _state(experiment, strategy, arrays, clients)
+                writer.offer(checkpoint.Checkpoint(round, state, record, before, container), is_due)
+            clock.lap("record_seconds")
+            timing = {"round": round, "ended_at": time.time()} | clock.parts()
+            records.append_line(run_dir / "timing.jsonl", timing)
+    params, buffers = _vectors(experiment, arrays)
+    if config.eval_clients:
+        records.save_clients(run_dir, evaluation.of_clients(experiment, grid, params, buffers))
+    records.save_model(run_dir, task.named(params, buffers))
 
 
 def _round(
@@ -67,40 +96,78 @@ def _round(
     """One round: the new model and the line that tells of it."""
     config = experiment.config
     client_of = {node: client for client, node in adapter.roster(grid, len(experiment.partition)).items()}
-    with adapter.seeded_globals(config.seed, round):
-        messages = list(strategy.configure_train(round, arrays, ConfigRecord(), grid))
-    asked = sorted(client_of[message.metadata.dst_node_id] for message in messages)
-    clock.lap("configure_seconds")
-    sent, received, good, failures = exchange(
-        config, grid, messages, lambda got: usable(experiment, strategy, round, messages, got, client_of)
-    )
-    down, up = _total_bytes(sent), _total_bytes(received)
-    clock.lap("clients_seconds")
+
+    def exchanged(configure: Callable[..., Iterable[Message]]) -> Exchange:
+        with adapter.seeded_globals(config.seed, round):
+            messages = list(configure(round, arrays, ConfigRecord(), grid))
+        clock.lap("configure_seconds")
+
+        def check(got: list[Message]) -> tuple[list[Message], Failures]:
+            return usable(experiment, strategy, round, messages, got, client_of)
+
+        done = exchange(config, grid, messages, check, None if secure is None else secure.take)
+        clock.lap("clients_seconds")
+        return done
+
+    secure, exchanges = getattr(strategy, "secure", None), list[Exchange]()
+
+    def together(configure: Callable[..., Iterable[Message]]) -> list[Message]:
+        """What an exchange brings; with secure aggregation its stages, of which none alone brings anything."""
+        for stage in [configure] if secure is None else secure.stages(configure):
+            exchanges.append(exchanged(stage))
+        return exchanges[-1].good
+
+    if round > 0 and getattr(strategy, "prepares", False):
+        strategy.aggregate_prepare(round, together(strategy.configure_prepare))  # type: ignore[attr-defined]
+    good = together(strategy.configure_train)
+    # A strategy that is not ours says nothing of what else its records hold.
+    group_of = sending.group_of if hasattr(strategy, "expects") else lambda key: "parameters"
+    down = ledger.by_group(*(ledger.written(e.sent, "dst_node_id", client_of, group_of) for e in exchanges))
+    up = ledger.by_group(*(ledger.written(e.received, "src_node_id", client_of, group_of) for e in exchanges))
+    failures = [failure for e in exchanges for failure in e.failures]
+    failures += [{"client": None, "reason": reason} for reason in take_refusals(grid)]
+    asked = sorted({client_of[message.metadata.dst_node_id] for message in exchanges[0].sent})
     aggregated, metrics = None, None
     with adapter.seeded_globals(config.seed, -round - 1):
-        if good:
+        if good or getattr(strategy, "mechanism", None) is not None:  # noise tells nothing of who was there
             aggregated, metrics = strategy.aggregate_train(round, good)
     if aggregated is not None:
         arrays = adapter.in_dtype(aggregated, experiment.task.dtype)
     clock.lap("aggregate_seconds")
-    is_due = round > 0 and (round % config.eval_every == 0 or round == config.num_rounds)
-    test_loss, test_accuracy = _evaluate(experiment, arrays) if is_due else (None, None)
+    record: dict[str, Any] = {"round": round, "clients": asked}
+    if experiment.hostile:
+        record["hostile"] = [client for client in asked if client in experiment.hostile]
+    record |= _reported(metrics) | _evaluation(experiment, round, arrays)
     clock.lap("evaluate_seconds")
-    record = _reported(metrics) | {"test_loss": test_loss, "test_accuracy": test_accuracy}
-    record = {"round": round, "clients": asked} | record
-    return arrays, record | {"bytes_up": up, "bytes_down": down, "failures": failures}
+    record |= {"bytes_up": sum(up.values()), "bytes_down": sum(down.values())}
+    return arrays, record | {"bytes_up_by": up, "bytes_down_by": down, "failures": failures}
 
 
-def _state(experiment: Experiment, strategy: Strategy, grid: Grid, arrays: ArrayRecord) -> dict[str, Any]:
-    """Everything that the next round needs: model, strategy, and what the clients keep."""
+def _state(
+    experiment: Experiment, strategy: Strategy, arrays: ArrayRecord, clients: dict[int, Any]
+) -> dict[str, Any]:
+    """Everything that the next round needs: model, strategy, and what the clients keep; it stays as it is."""
     params, buffers = _vectors(experiment, arrays)
-    clients = grid.client_states()  # type: ignore[attr-defined]
-    return {
-        "params": params,
-        "buffers": buffers,
-        "strategy": adapter.dump_strategy(strategy),
-        "clients": {node: adapter.dump_records(records) for node, records in clients.items()},
-    }
+    kept = checkpoint.snapshot(adapter.dump_strategy(strategy))
+    return {"params": params, "buffers": buffers, "strategy": kept, "clients": clients}
+
+
+def _must_be_asked(experiment: Experiment, grid: Grid) -> bool:
+    """Is what clients keep on devices, or on disk? Then a checkpoint that is due fetches it, and not each round."""
+    return experiment.clients_keep_state and getattr(grid, "keeps_elsewhere", True)
+
+
+def _kept_by(
+    experiment: Experiment, grid: Grid, before: dict[int, Any], asked: Sequence[int]
+) -> dict[int, Any]:
+    """What each client keeps, by node id, after a round in which these clients were asked and others did nothing."""
+    if not experiment.clients_keep_state:
+        return {}
+    states = grid.client_states()  # type: ignore[attr-defined]
+    if _must_be_asked(experiment, grid):
+        return {node: adapter.dump_records(records) for node, records in states.items()}
+    nodes = [adapter.FIRST_NODE + client for client in asked]
+    return before | {node: adapter.dump_records(states.get(node, {})) for node in nodes}
 
 
 def _restore(
@@ -112,6 +179,14 @@ def _restore(
     clients = {node: adapter.load_records(records) for node, records in state["clients"].items()}
     grid.restore_clients(clients)  # type: ignore[attr-defined]
     return adapter.to_record([(task.layout, state["params"]), (task.buffer_layout, state["buffers"])])
+
+
+def _evaluation(experiment: Experiment, round: int, arrays: ArrayRecord) -> dict[str, float | None]:
+    """What a round's line says of the test set; nulls where no evaluation is due."""
+    config = experiment.config
+    is_due = round > 0 and (round % config.eval_every == 0 or round == config.num_rounds)
+    loss, accuracy = _evaluate(experiment, arrays) if is_due else (None, None)
+    return {"test_loss": loss, "test_accuracy": accuracy}
 
 
 def _evaluate(experiment: Experiment, arrays: ArrayRecord) -> tuple[float | None, float | None]:
@@ -138,18 +213,13 @@ def _reported(metrics: MetricRecord | None) -> dict[str, Any]:
 
 
 NOT_REPORTED = ("round", "clients", "client")
-
-
-def _total_bytes(messages: Iterable[Message]) -> int:
-    """Array bytes of all messages; those of a round often share their content, which is counted once each."""
-    sizes: dict[int, int] = {}
-    total = 0
-    for message in messages:
-        if isinstance(message, Message) and message.has_content():
-            key = id(message.content)
-            sizes[key] = sizes[key] if key in sizes else adapter.num_bytes(message.content)
-            total += sizes[key]
-    return total
+NO_PROBE: dict[str, Any] = {
+    "bytes_up": 0,
+    "bytes_down": 0,
+    "bytes_up_by": {},
+    "bytes_down_by": {},
+    "failures": [],
+}
 
 
 class _Clock:
@@ -161,7 +231,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self.last = round(now - self.last, 6), now
+        self.laps[name], self.last = round(self.laps.get(name, 0.0) + now - self.last, 6), now
 
     def parts(self) -> dict[str, float]:
         return {"round_seconds": round(time.perf_counter() - self.start, 6), **self.laps}

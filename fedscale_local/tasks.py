@@ -7,7 +7,7 @@ sense of curvature.py and agree but for the rounding of other kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -113,8 +113,15 @@ class Task:
         linear = layers(self)
         return Stacked(self) if linear is None else Dense(self, linear)
 
+    @cached_property
+    def takes_channels_last(self) -> bool:
+        """Does a convolution read images? With the channels innermost, pooling and convolution take half the time."""
+        is_image = self.dataset.kind != "tokens" and len(self.dataset.input_shape) == 3
+        return is_image and any(isinstance(m, nn.Conv2d) for m in self.module.modules())
+
     def inputs(self, x: Tensor) -> Tensor:
-        return inputs(self.dataset, x, self.dtype)
+        seen = inputs(self.dataset, x, self.dtype)
+        return seen.clone(memory_format=torch.channels_last) if self.takes_channels_last else seen
 
     @cached_property
     def resident(self) -> Tensor | None:
@@ -139,16 +146,35 @@ class Task:
     @torch.no_grad()
     def evaluate(self, params: Tensor, buffers: Tensor, x: Tensor, y: Tensor) -> tuple[float, float | None]:
         """Mean loss and accuracy (None for regression) over examples x, y, which may be many."""
-        module = self.looped.load(params, buffers).eval()
-        chunk = max(1, min(1024, 2_000_000 // max(1, x[:1].numel())))
         total = torch.zeros(3, dtype=torch.float64)
-        for start in range(0, len(x), chunk):
-            part = slice(start, start + chunk)
-            outputs = module(self.inputs(x[part]))
-            parts = losses(self.dataset.kind, outputs, self.targets(y[part]))
+        for _, parts in self._parts(params, buffers, x, y):
             total += torch.stack([values.sum(dtype=torch.float64) for values in parts])
         loss, correct, count = total.tolist()
         return loss / count, None if self.dataset.kind == "regression" else correct / count
+
+    @torch.no_grad()
+    def evaluate_each(
+        self, params: Tensor, buffers: Tensor, x: Tensor, y: Tensor, owner: Tensor, num_clients: int
+    ) -> Tensor:
+        """Mean loss and accuracy of each client over its own of the examples x, y, (2, clients) float64.
+
+        owner: (n,) int64, the client of each example, num_clients for nobody's. NaN for a client without examples.
+        """
+        total = torch.zeros(3, num_clients + 1, dtype=torch.float64)
+        for part, parts in self._parts(params, buffers, x, y):
+            total.index_add_(1, owner[part], torch.stack([values.double() for values in parts]))
+        return total[:2, :num_clients] / total[2, :num_clients]
+
+    def _parts(
+        self, params: Tensor, buffers: Tensor, x: Tensor, y: Tensor
+    ) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor]]]:
+        """Which examples, and their `losses`, a chunk at a time."""
+        module = self.looped.load(params, buffers).eval()
+        chunk = max(1, min(1024, 2_000_000 // max(1, x[:1].numel())))
+        for start in range(0, len(x), chunk):
+            part = slice(start, start + chunk)
+            outputs = module(self.inputs(x[part]))
+            yield part, losses(self.dataset.kind, outputs, self.targets(y[part]))
 
     def named(self, params: Tensor, buffers: Tensor) -> dict[str, Tensor]:
         """Parameters and buffers by name, as load_state_dict takes them; what nobody trains is as it was built."""
@@ -219,6 +245,13 @@ class Looped:
         loss.backward()
         return loss.detach(), self._decayed(v, self.grads, v)
 
+    def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
+        here, gradient_here = self.params.clone(), self.grads.clone()
+        gradient = self.gradient(self.params.copy_(point), batch)[1].clone()
+        self.params.copy_(here)
+        self.grads.copy_(gradient_here)
+        return gradient
+
     def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
         loss = self._loss(v, batch)
         gradients = torch.autograd.grad(loss, self.tensors, create_graph=True, materialize_grads=True)
@@ -284,6 +317,7 @@ class Stacked:
             own(result.momentum),
             memory,
             own(result.d_hat),
+            {name: vector[row] if vector.dim() > 1 else vector for name, vector in result.state.items()},
         )
 
     def batch(self, indices: Sequence[Tensor], noise: Sequence[Tensor]) -> Batch:
@@ -311,6 +345,9 @@ class Stacked:
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         gradient, loss = self._map(self._gradient, v, batch)
         return loss, self._decayed(gradient, v)
+
+    def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
+        return self.gradient(point, batch)[1]
 
     def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
         return self._decayed(self._map(self._product, v, batch, z, dims=(None,)), z)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,11 +34,11 @@ class Layout:
         pairs = [(name, tuple(tensor.shape)) for name, tensor in named_tensors]
         return Layout(tuple(name for name, _ in pairs), tuple(shape for _, shape in pairs))
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         return tuple(math.prod(shape) for shape in self.shapes)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """d, the length of the flat vector."""
         return sum(self.sizes)

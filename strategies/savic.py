@@ -1,5 +1,4 @@
-"""SAVIC: Local SGD with one preconditioner, frozen between synchronisations (arXiv 2406.00846; our choices where the
-paper leaves one are in docs/explanation-algorithm.md).
+"""Local SGD with one preconditioner D, frozen between synchronisations: the scaled local method.
 
     round 0 (probe):  clients measure h_m at x_0; the server refreshes D once and applies the floor
     round p = 1..P:   server sends x and D-hat; clients step and measure h_m
@@ -8,16 +7,20 @@ paper leaves one are in docs/explanation-algorithm.md).
 In local scope each client keeps a D of its own and D never travels, except that preconditioned mixing needs the
 clients' D-hat_m. With the displacement statistic, or a D that is refreshed seldom, a client that has what it needs
 is sent nothing but x.
+
+Source: Chezhegov et al., Local Methods with Adaptivity via Scaling, arXiv 2406.00846.
+Departures: where the paper leaves a choice, ours is in docs/explanation-algorithm.md.
 """
 
 from __future__ import annotations
 
+import torch
 from flwr.app import ConfigRecord
 from torch import Tensor
 
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import server_step
-from fedscale_local.config import Strategy as Method
+from fedscale_local.config_strategies import Strategy as Method
 from fedscale_local.curvature import SIGNED
 from fedscale_local.experiment import Experiment
 from strategies.base import FederatedStrategy, Reply
@@ -33,7 +36,6 @@ class Savic(FederatedStrategy):
         self.config = experiment.config.scaling
         self.scaling = experiment.scaling
         self.is_global = self.config.scope == "global" and not self.scaling.is_identity
-        self.first_round = 0 if self.is_global and not experiment.starts_at_ones else 1
         start = self.scaling.init(experiment.task.initial_params, ones=experiment.starts_at_ones)
         self.memory = start if self.is_global else None
         self.d_hat: Tensor | None = None
@@ -43,45 +45,47 @@ class Savic(FederatedStrategy):
         """Clients that can refresh D themselves from the last round's displacement, and need not be sent it."""
         self.mean_steps = 0.0
 
-    def expects(self, round: int) -> tuple[str, ...]:
-        vectors = super().expects(round) if round > 0 else ()
+    def expects(self, round: int) -> dict[str, int]:
+        vectors, size = super().expects(round), self.task.layout.size
         if self._is_measured(round):
-            vectors += (adapter.STATISTIC,)
-        return (*vectors, adapter.PRECONDITIONER) if self.method.mixing == "preconditioned" else vectors
+            vectors |= {adapter.STATISTIC: size}
+        return vectors | ({adapter.PRECONDITIONER: size} if self.method.mixing == "preconditioned" else {})
 
     def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
-        instructions = ConfigRecord({"mix": self.method.mixing == "preconditioned"})
+        vectors, instructions = super().downlink(round, client)
+        instructions["mix"] = self.method.mixing == "preconditioned"
         if not self.is_global:
-            return {}, instructions
-        is_displacement = self.config.statistic == "displacement"
+            return vectors, instructions
         instructions["measure"] = self._is_measured(round)
+        return vectors | self._preconditioner(client, instructions), instructions
+
+    def _preconditioner(self, client: int, instructions: ConfigRecord) -> dict[str, Tensor]:
+        """What this client needs to have the D-hat of the round, and in `instructions` how it gets it from that."""
         # Until it answers, nobody knows what the client has.
         held, derives = self.held.pop(client, None), client in self.derivable
         self.derivable.discard(client)
         if self.d_hat is None or self.memory is None:
-            return {}, instructions
+            return {}
         clock = int(self.memory.clock)
         instructions["clock"] = clock
         if held == clock:
-            return {}, instructions
+            return {}
         if derives:
             instructions["mean-steps"] = self.mean_steps
-            return {}, instructions
-        if is_displacement:
-            return {adapter.MEMORY: self.memory.value}, instructions
-        return {adapter.PRECONDITIONER: self.d_hat}, instructions
+            return {}
+        if self.config.statistic == "displacement":
+            return {adapter.MEMORY: self.memory.value}
+        return {adapter.PRECONDITIONER: self.d_hat}
 
     def update(
         self, round: int, replies: list[Reply], weights: list[float]
     ) -> tuple[Tensor, dict[str, float]]:
-        before, params = self.params, self.params
-        if round > 0:
-            params = self._average(replies, weights)
+        before, (params, _) = self.params, super().update(round, replies, weights)
         if not self.is_global:
             return params, _own_range(replies)
         self.derivable = set()
         if self.experiment.keeps_preconditioner and round > 0 and self.memory is not None:
-            self.held |= dict.fromkeys((reply.client for reply in replies), int(self.memory.clock))
+            self.held |= dict.fromkeys(self.answered, int(self.memory.clock))
         if not self._is_due(round):
             return params, self._diagnostics(self.d_hat)
         previous = self.d_hat
@@ -91,7 +95,7 @@ class Savic(FederatedStrategy):
             self.mean_steps = sum(w * n for w, n in zip(weights, steps, strict=True))
             step_size = self.experiment.config.client.step_size
             h = server_step.displacement(before, params, self.d_hat, self.mean_steps, step_size)
-            self.derivable = {reply.client for reply in replies}
+            self.derivable = set(self.answered)
         else:
             statistics = (reply.extra[adapter.STATISTIC] for reply in replies)
             signed = self.config.statistic in SIGNED
@@ -100,12 +104,12 @@ class Savic(FederatedStrategy):
         self.d_hat = self.scaling.d_hat(self.memory)
         return params, self._diagnostics(previous)
 
-    def _average(self, replies: list[Reply], weights: list[float]) -> Tensor:
-        params = [reply.params for reply in replies]
-        if self.method.mixing == "preconditioned" and not self.scaling.is_identity:
-            d_hats = [reply.extra[adapter.PRECONDITIONER] for reply in replies]
-            return server_step.mix(params, d_hats, weights)
-        return server_step.weighted_sum(params, weights)
+    def divisor(self, replies: list[Reply], weights: list[float]) -> Tensor | None:
+        if self.method.mixing == "preconditioned":
+            return server_step.weighted_sum((r.extra[adapter.PRECONDITIONER] for r in replies), weights)
+        if not self.is_global:
+            return None
+        return torch.ones_like(self.params) if self.d_hat is None else self.d_hat
 
     def _is_measured(self, round: int) -> bool:
         """Do clients send their statistic in this round?"""

@@ -210,7 +210,6 @@ def run_core(
 def _row(result: LocalResult, row: int) -> LocalResult:
     """One client's part of a stack's result."""
 
-
     def pick(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or tensor.dim() == 1 else tensor[row]
 
@@ -219,4 +218,4 @@ def _row(result: LocalResult, row: int) -> LocalResult:
         assert isinstance(memory.clock, Tensor)
         memory = Memory(memory.value[row], int(memory.clock[row]))
     statistic, momentum, d_hat = pick(result.statistic), pick(result.momentum), pick(result.d_hat)
-    return LocalResult(result.params[row], result.loss[row], statistic, momentum, memory, d_hat)
+    return LocalResult(result.params[row], result.loss[row], statistic, momentum, memory, d_hat, result.state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -109,3 +111,33 @@ def answer_in_many_ways(message: Message, context: Context) -> Message:
     if me == 2:
         reply.content["arrays"] = ArrayRecord({"weight": arrays["weight"].T, "bias": arrays["bias"]})
     return reply
+
+
+telling = ClientApp()
+
+
+@telling.train()
+def tell_a_history(message: Message, context: Context) -> Message:
+    """Each client tells a list of numbers, client 0 a longer one and client 1 more examples than there are."""
+    me, reply = context.node_config["partition-id"], train(message, context)
+    metrics = reply.content["metrics"]
+    metrics["history"] = [1.0, np.nan] + [2.0] * (me == 0)  # type: ignore[index]
+    if me == 1:
+        metrics["num-examples"] = 10**9  # type: ignore[index]
+    return reply
+
+
+sleeping = ClientApp()
+
+
+@sleeping.train()
+def sleep_through_round_2(message: Message, context: Context) -> Message:
+    """Client 2 hangs in round 2, and takes no exception for an answer; the others agree with what they got."""
+    if (context.node_config["partition-id"], message.content["config"]["server-round"]) == (2, 2):  # type: ignore[index]
+        while True:
+            try:
+                time.sleep(100_000)
+            except Exception:
+                continue
+    records = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
+    return Message(RecordDict(records), reply_to=message)  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ def config(**changes: Any) -> dict[str, Any]:
         "run_dir": None,
         "dtype": "float32",
         "eval_every": 1,
+        "eval_clients": True,
         "checkpoint_every": 20,
         "client": {
             "local_steps": 10, "local_epochs": None, "step_size": 0.002, "batch_size": 32, "momentum": 0.0,
@@ -133,6 +134,7 @@ def write(
     manifest: dict[str, Any],
     partition: dict[str, Any] | None = None,
     timing: list[dict[str, float]] | None = None,
+    clients: dict[str, list[float]] | None = None,
 ) -> Path:
     """Write a run directory with these pieces; returns its path."""
     path.mkdir(parents=True)
@@ -140,6 +142,8 @@ def write(
     (path / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     if partition is not None:
         (path / "partition.json").write_text(json.dumps(partition), encoding="utf-8")
+    if clients is not None:
+        (path / "clients.json").write_text(json.dumps(clients), encoding="utf-8")
     for name, lines in (("rounds", records), ("timing", timing)):
         if lines is not None:
             (path / f"{name}.jsonl").write_text("".join(map(line, lines)), encoding="utf-8")

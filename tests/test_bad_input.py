@@ -148,6 +148,58 @@ CONFLICTS = [
         "set scaling.statistic=hutchinson",
     ),
     Row("run scaling.spatial_average=true", "scaling.spatial_average=true", "Hutchinson", "=false"),
+    Row(
+        "run privacy=central strategy.weighting=examples",
+        "strategy.weighting=examples",
+        "no client may weigh more",
+        "set strategy.weighting=uniform",
+    ),
+    Row(
+        "run privacy=central strategy=krum strategy.weighting=uniform",
+        "strategy.combine.rule=krum",
+        "needs a mean",
+        "privacy.clip.parameters",
+    ),
+    Row(
+        "run privacy=central scaling.combine=mean_of_squares",
+        "scaling.combine=mean_of_squares",
+        "no mean of squares",
+        "square_of_mean",
+    ),
+    Row(
+        "run privacy=local client=epochs",
+        "client.local_epochs",
+        "number of steps",
+        "choose client=steps",
+    ),
+    Row("run privacy=local diagnostics=drift", "diagnostics=drift", "single clients", "diagnostics=none"),
+    Row(
+        "run privacy=central privacy.clip.statistic=null",
+        "privacy.clip.statistic=null",
+        "no noise hides",
+        "privacy.noise_multiplier=0",
+    ),
+    Row("run privacy=local on_too_few=wait", "on_too_few=wait", "asked again", "skip or stop"),
+    Row(
+        "run privacy=central engine=superlink privacy.noise_source=seed",
+        "privacy.noise_source=seed",
+        "every device",
+        "auto or system",
+    ),
+    Row(
+        "run privacy=central strategy._target_=flwr.serverapp.strategy.FedAvg",
+        "privacy=central",
+        "no bound",
+        "DifferentialPrivacy",
+    ),
+    Row(
+        "run sampling=poisson strategy._target_=flwr.serverapp.strategy.FedAvg",
+        "sampling=poisson",
+        "in its own way",
+        "fraction_train",
+    ),
+    Row("run privacy=central privacy.delta=1", "privacy.delta=1", "below 1", "set privacy.delta"),
+    Row("run privacy=global", "privacy=global", "central, local, none", "set privacy"),
     Row("run data.download=true", "data.download=true", "no download", "data.path"),
     Row("run data=quadratic data.path=x.npz", "data.path=x.npz", "is generated", "data=arrays"),
 ]
@@ -251,6 +303,9 @@ SHARDS = [
     Row("shard data=synthetic --out=new", "shard", "--client --all is required", "shard --help"),
     Row("shard data=synthetic --all --client=0 --out=new", "shard", "not allowed with", "shard --help"),
     Row("shard data=synthetic --all", "--out", "required", "shard --help"),
+    Row("federation keys --dir=new", "federation keys", "--host names the SuperLink", "keys --dir=keys --host="),
+    Row("federation up --dir=new --host=h", "federation up", "no other action takes it", "keys --dir=keys --host="),
+    Row("federation keys --dir=used --host=h", "used", "the directory is not empty", "choose another --dir"),
     Row("federation up --dir=new --shards=used", "used", "no folder 0 for node 0", "shard --all"),
 ]
 COMMANDS = [
@@ -265,7 +320,9 @@ SWEEPS = [
     Row("run -m model=mlp,cnnn", "model=cnnn", "expected one of", "did you mean model=cnn"),
     Row("run -m seed=0,1 run_dir=here", "run_dir=here", "a directory each", "hydra.sweep.dir"),
     Row("run -m seed=1,,2", "seed=1,,2", "KEY=VALUE", "write it so"),
-    Row("run -m seed=0,1 hydra.sweep.dir=sweep", "run_dir=sweep/1", "not empty", "choose another"),
+    Row("run -m seed=0,1 hydra.sweep.dir=good.npz", "hydra.sweep.dir=good.npz", "cannot be written", "choose another"),
+    Row("run -m seed=0,1 --force run_dir=here", "run_dir=here", "a directory each", "hydra.sweep.dir"),
+    Row("run seed=0 --force", "--force", "only a sweep", "add -m"),
 ]
 ROWS = KEYS + VALUES + CONFLICTS + DATA + PLACES + SHARDS + COMMANDS + SWEEPS
 
@@ -292,9 +349,8 @@ def write_inputs(folder: Path) -> None:
     for name, content in arrays.items():
         np.savez(folder / f"{name}.npz", **content)  # type: ignore[arg-type]
     (folder / "text.npz").write_text("not an archive")
-    for name in ("used", "sweep/1"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "notes.txt").write_text("mine")
+    (folder / "used").mkdir()
+    (folder / "used" / "notes.txt").write_text("mine")
 
 
 @pytest.fixture(scope="module")

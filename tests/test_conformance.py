@@ -199,9 +199,7 @@ def test_4_d_hat_is_the_same_tensor_at_every_local_step(
     oracle: Any = Quadratic(vectors(rng, 3).abs())
     batches = [noise(vectors(rng, *shape)) for _ in range(6)]
     x = vectors(rng, *shape)
-    scaled_local_steps(
-        oracle, x, batches, recorder("adam"), step_size=0.1, d_hat=d_hat, measure=of_gradient
-    )
+    scaled_local_steps(oracle, x, batches, recorder("adam"), step_size=0.1, d_hat=d_hat, measure=of_gradient)
     assert len(recorder.seen) == 6
     assert all(used is not None and used.data_ptr() == d_hat.data_ptr() for used in recorder.seen)
     assert torch.equal(d_hat, before)

@@ -25,8 +25,9 @@ from fedscale_local.instantiate import locate
 
 
 def test_every_block_is_of_a_kind_that_is_checked() -> None:
-    kinds = {(name, block.language) for name, page in PAGES.items() for block in blocks(page)}
-    assert {language for _, language in kinds} <= {"bash", "console", "python", "yaml", "diff"}
+    found = [block for page in PAGES.values() for block in blocks(page)]
+    assert {block.language for block in found} <= {"bash", "console", "python", "yaml", "diff", "toml", "sh"}
+    assert all(block.saved_as for block in found if block.language in ("toml", "sh"))
     assert len(ALL_COMMANDS) > 30
 
 
@@ -64,17 +65,20 @@ def keys() -> frozenset[str]:
                 walk(value, f"{prefix}{key}.")
 
     walk(to_container(compose.config()), "")
+    walk({"tune": yaml.safe_load((compose.FOLDER / "config.yaml").read_text(encoding="utf-8"))["tune"]}, "")
     for group, entry in compose.groups().items():
         for choice in entry.choices:
             text = (compose.FOLDER / group / f"{choice}.yaml").read_text(encoding="utf-8")
             values = {k: v for k, v in yaml.safe_load(text).items() if k != "defaults"}
             walk(values, "" if "@package _global_" in text else f"{group}.")
-    return frozenset(found | {"hydra.sweep.dir"})
+    return frozenset(found | {"hydra.sweep.dir", "hydra/launcher", "hydra.launcher.n_jobs"})
 
 
 def assigned(override: str, made_here: frozenset[str]) -> str | None:
     """What is wrong with KEY=VALUE as the docs write it, or None."""
     key, _, value = override.partition("=")
+    if key == "KEY":  # any
+        return None
     groups = compose.groups()
     if key in groups:
         known = [*groups[key].choices, *(Path(made).stem for made in made_here if f"conf/{key}/" in made)]
@@ -91,7 +95,11 @@ def made_by(name: str) -> frozenset[str]:
         words = shlex.split(command)
         made |= {word.partition("=")[2] for word in words if word.startswith("--out=")}
         own = {word.partition("._target_=")[0] for word in words if "._target_=" in word}
-        made |= {word.partition("=")[0] for word in words if word.split(".")[0] in own}
+        made |= {
+            word.partition("=")[0]
+            for word in words
+            if word.startswith(tuple(f"{section}." for section in own))
+        }
     return frozenset(made)
 
 
@@ -112,17 +120,19 @@ _CLASSES = {
     "InProcessGrid": "fedscale_local.engines.in_process",
     "ClientGrid": "fedscale_local.client_grid",
 }
-RUN_DIRECTORY = {f"{name}.json" for name in ("manifest", "partition")} | {"config.yaml", "model.safetensors"}
-RUN_DIRECTORY |= {"rounds.jsonl", "timing.jsonl", "report.html"}
+RUN_DIRECTORY = {f"{name}.json" for name in ("manifest", "partition", "clients")} | {"config.yaml", "model.safetensors"}
+RUN_DIRECTORY |= {"rounds.jsonl", "timing.jsonl", "report.html", "sweep.json", "tuning.json", "study.db"}
 
 
 def what_is_wrong(quoted: str, made_here: frozenset[str]) -> str | None:
     """Why something in backticks leads nowhere; None if it does, or if it is none of a name, file or key."""
     if re.fullmatch(r"[\w.]+=[\w.,/]+", quoted):
         return assigned(quoted, made_here)
-    if re.fullmatch(r"(fedscale_local|strategies|clients|conf|tests|docs|benchmarks)/[\w./-]*", quoted):
+    if re.fullmatch(
+        r"(fedscale_local|strategies|clients|conf|tests|docs|benchmarks|deploy)/[\w./-]*", quoted
+    ):
         return None if (REPO / quoted).exists() or quoted in made_here else "there is no such file"
-    if re.fullmatch(r"\w+\.(yaml|json|jsonl|html|safetensors|md|txt|npz|py|svg)", quoted):
+    if re.fullmatch(r"\w+\.(yaml|json|jsonl|html|safetensors|md|txt|npz|py|svg|db)", quoted):
         known = RUN_DIRECTORY | made_here
         return None if quoted in known or (REPO / quoted).exists() else "nothing of that name is written"
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", quoted):
@@ -170,8 +180,9 @@ def test_every_page_is_reached_from_the_readme() -> None:
 def test_overrides_are_of_this_configuration(name: str) -> None:
     for command in (command for page, command in ALL_COMMANDS if page == name):
         words = shlex.split(command)
-        if {"fedscale-local", "run"} <= set(words):
-            for word in words[words.index("run") + 1 :]:
+        verb = next((verb for verb in ("run", "tune") if {"fedscale-local", verb} <= set(words)), None)
+        if verb is not None:
+            for word in words[words.index(verb) + 1 :]:
                 assert "=" not in word or assigned(word, made_by(name)) is None, word
 
 
@@ -212,6 +223,13 @@ def test_the_memories_are_those_of_the_code() -> None:
     assert [row[0].strip("`") for row in rows("docs/explanation-algorithm.md", "| rule |")] == list(RULES)
 
 
-def test_the_picture_is_small_and_its_maker_is_there() -> None:
-    assert (REPO / "docs/images/report.png").stat().st_size < 400_000
-    assert os.access(REPO / "docs/images/report.sh", os.X_OK)
+def test_a_strategy_and_its_twin_take_fewer_than_forty_lines() -> None:
+    written = blocks(PAGES["docs/how-to-add-a-strategy.md"])
+    python = [block.text.strip().splitlines() for block in written if block.language == "python"]
+    assert len(python) == 2 and 20 < sum(map(len, python)) < 40
+
+
+@pytest.mark.parametrize("name", ["report", "compare"])
+def test_the_picture_is_small_and_its_maker_is_there(name: str) -> None:
+    assert (REPO / f"docs/images/{name}.png").stat().st_size < 400_000
+    assert os.access(REPO / f"docs/images/{name}.sh", os.X_OK)

@@ -4,10 +4,11 @@ How a fenced block is read, from top to bottom of a page, in one folder a page:
 
 * bash: run as it stands; every command has to succeed.
 * console: lines after `$ ` are run, and the other lines have to be among what they print, with other digits if need be.
-* python, yaml: where the sentence before ends "save this as `NAME`:" the block becomes that file; other Python is run.
+* python, yaml, toml, sh: where the sentence before ends "save this as `NAME`:" the block becomes that file; other
+  Python is run.
 * diff: applied to a copy of the repository, which the page's later commands then use.
 
-Lines that set up an environment (make, pip, source) are not run.
+Lines that set up an environment (make, pip, source) are not run. What a page starts and does not end is ended after it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from pages import PAGES, REPO, SETTING_UP, Block, blocks, commands
 
 from fedscale_local import compose
+from fedscale_local.processes import end
 
+FLOWER = ("flwr", "flower-superlink", "flower-supernode")
 PACKAGES = ("fedscale_local", "strategies", "clients", "conf")
 
 
@@ -36,7 +41,10 @@ def shims(folder: Path, packages: Path | None) -> dict[str, str]:
     """An environment in which `python` and `fedscale-local` are those of this test; packages: where ours come from."""
     folder.mkdir()
     ours = "" if packages is None else str(packages)
-    for name, arguments in (("python", ""), ("fedscale-local", "-P -m fedscale_local.cli ")):
+    beside = Path(sys.executable).parent
+    programs = {"python": "", "fedscale-local": "-P -m fedscale_local.cli "}
+    programs |= {name: f"{shlex.quote(str(beside / name))} " for name in FLOWER}
+    for name, arguments in programs.items():
         shim = folder / name
         shim.write_text(
             f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH${{PYTHONPATH:+:}}{ours}" exec {shlex.quote(sys.executable)} '
@@ -44,7 +52,7 @@ def shims(folder: Path, packages: Path | None) -> dict[str, str]:
         )
         shim.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FEDSCALE_DATA")}
-    return clean | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+    return clean | {"PATH": f"{folder}{os.pathsep}{beside}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
 
 
 def apply(diff: str, tree: Path) -> None:
@@ -61,6 +69,21 @@ def apply(diff: str, tree: Path) -> None:
 def masked(text: str) -> str:
     """Numbers of the same kind look alike, and so does the space between words."""
     return re.sub(r"\s+", " ", re.sub(r"\d+(\.\d+)?", "#", text)).strip()
+
+
+@contextmanager
+def nothing_left(env: dict[str, str]) -> Iterator[None]:
+    """End the processes that a page has left: those that search its own folder of programs."""
+    try:
+        yield
+    finally:
+        mark = f"PATH={env['PATH']}".encode()
+        left = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    left.append(int(entry.name))
+        end(left)
 
 
 def play(block: Block, folder: Path, env: dict[str, str]) -> None:
@@ -102,14 +125,15 @@ def test_page_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
         packages = place
     place.mkdir(exist_ok=True)
     env = shims(tmp_path / "bin", packages)
-    for block in found:
-        if block.saved_as:
-            (place / block.saved_as).write_text(block.text, encoding="utf-8")
-        elif block.language == "diff":
-            apply(block.text, place)
-        elif block.language == "python":
-            script = tmp_path / "block.py"
-            script.write_text(block.text, encoding="utf-8")
-            play(Block("bash", f"python {shlex.quote(str(script))}", None), place, env)
-        elif block.language in ("bash", "console"):
-            play(block, place, env)
+    with nothing_left(env):
+        for block in found:
+            if block.saved_as:
+                (place / block.saved_as).write_text(block.text, encoding="utf-8")
+            elif block.language == "diff":
+                apply(block.text, place)
+            elif block.language == "python":
+                script = tmp_path / "block.py"
+                script.write_text(block.text, encoding="utf-8")
+                play(Block("bash", f"python {shlex.quote(str(script))}", None), place, env)
+            elif block.language in ("bash", "console"):
+                play(block, place, env)

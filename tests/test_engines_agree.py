@@ -5,6 +5,7 @@ Real processes on loopback. Each run must leave none of them, and no file outsid
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import touchy_model
 from whole_runs import configured, save_arrays
 
 from fedscale_local import experiment, federation, processes
@@ -38,6 +40,7 @@ SETTINGS: dict[str, Any] = {
     "num_rounds": 3,
     "client.local_steps": 3,
     "seed": 5,
+    "eval_personal_steps": 2,
 }
 
 pytestmark = [
@@ -70,7 +73,7 @@ def marked(mark: bytes) -> list[int]:
     return found
 
 
-def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[bytes, bytes]:
+def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[bytes, ...]:
     """The outcome of a run that left nothing behind."""
     ended: list[int] = []
     end = processes.end
@@ -98,13 +101,15 @@ def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[byte
     return outcome(run_dir)
 
 
-def outcome(run_dir: Path) -> tuple[bytes, bytes]:
-    """What the seed determines."""
-    return (run_dir / "rounds.jsonl").read_bytes(), (run_dir / "model.safetensors").read_bytes()
+def outcome(run_dir: Path) -> tuple[bytes, ...]:
+    """What the seed determines; how clients do with models of their own, too, where they are asked."""
+    clients = [run_dir / "clients.json"] if (run_dir / "clients.json").exists() else []
+    files = (run_dir / "rounds.jsonl", run_dir / "model.safetensors", *clients)
+    return tuple(file.read_bytes() for file in files)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, bytes]]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, ...]]:
     """Each method's bytes, clients one after the other in this process."""
     folder = tmp_path_factory.mktemp("in_process")
     engine = ("engine.mode=looped", "engine.workers=1")
@@ -131,7 +136,7 @@ def test_somebody_elses_apps_give_the_same_bytes_on_ray(tmp_path: Path) -> None:
     arrays = str(save_arrays(tmp_path / "arrays.npz", x, y))
     apps = ["strategy._target_=flwr.serverapp.strategy.FedAdam", "client._target_=foreign_app.noisy"]
     more = {"strategy.fraction_train": 0.5, "client.file": arrays, "client.learning-rate": 0.1}
-    more |= {"data.path": arrays, "dtype": "float64"}
+    more |= {"data.path": arrays, "dtype": "float64", "eval_personal_steps": 0}
     METHODS["foreign"] = ["data=arrays", *apps]
     try:
         here = run(tmp_path / "here", "foreign", "engine.mode=looped", "engine.workers=1", **more)
@@ -139,6 +144,32 @@ def test_somebody_elses_apps_give_the_same_bytes_on_ray(tmp_path: Path) -> None:
     finally:
         del METHODS["foreign"]
     assert b'"failures": []' in here[0]
+
+
+def test_clients_of_one_chunk_that_fail_spare_the_others_on_ray(tmp_path: Path) -> None:
+    """One raises and one answers NaN; four of six clients a round in three chunks, who keep what they keep."""
+    arrays = touchy_model.save(
+        tmp_path / "arrays.npz", (9, 2, 4, 7, 2, 5), {0: touchy_model.RAISE, 3: touchy_model.SPOIL}
+    )
+    more = {"data.path": str(arrays), "num_rounds": 5, "num_clients": None, "eval_personal_steps": 0}
+    METHODS["touchy"] = [
+        "data=arrays",
+        "model=custom",
+        "model._target_=touchy_model.Touchy",
+        "strategy=scaffold",
+        "eval_clients=false",
+    ]
+    try:
+        here = run(tmp_path / "here", "touchy", "engine.mode=looped", "engine.workers=1", **more)
+        assert run(tmp_path / "ray", "touchy", "engine=ray", "engine.chunks=3", **more) == here
+    finally:
+        del METHODS["touchy"]
+    failed = [
+        {f["client"]: f["reason"] for f in json.loads(line)["failures"]} for line in here[0].splitlines()
+    ]
+    reasons = dict(pair for found in failed for pair in found.items())
+    assert set(reasons) == {0, 3}
+    assert "no convergence" in reasons[0] and "is no longer finite" in reasons[3]
 
 
 def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
@@ -153,7 +184,20 @@ def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
     assert outcome(run_dir) == reference[method]
 
 
-def test_the_methods_differ(reference: dict[str, tuple[bytes, bytes]]) -> None:
+def test_secure_aggregation_gives_the_same_bytes_everywhere(nodes: Path, tmp_path: Path) -> None:
+    """Masks are others in each run, and on devices from processes that end after each stage; the sum is the same."""
+    METHODS["secure"], small = ["strategy=fedavg", "secure=secagg"], {"num_rounds": 1, "clients_per_round": 3}
+    try:
+        here = run(tmp_path / "here", "secure", "engine.mode=looped", "engine.workers=1", **small)
+        assert b'"failures": []' in here[0] and b'"secure_clipped": 0.0' in here[0]
+        assert run(tmp_path / "ray", "secure", "engine=ray", **small) == here
+        more = small | {"superlink.federation": str(nodes)}
+        assert run(tmp_path / "superlink", "secure", "engine=superlink", **more) == here
+    finally:
+        del METHODS["secure"]
+
+
+def test_the_methods_differ(reference: dict[str, tuple[bytes, ...]]) -> None:
     """Equal bytes say something only if each method has its own."""
     assert len(set(reference.values())) == len(METHODS)
 

@@ -10,6 +10,12 @@ import pytest
 from fedscale_local import cli, compose
 
 SMALL = ("num_rounds=2", "clients_per_round=3", "client.local_steps=2", "engine.workers=1")
+MORE = {
+    "shakespeare": ("eval_clients=false",),
+    "savic_study": ("data=fashion_mnist_12k",),
+    "niid_bench": ("data=fashion_mnist_12k", "client.local_epochs=null"),
+}
+"""Quicker than all roles, or CIFAR-10; and an experiment counts in epochs or in steps."""
 SHARED_ONLY = ("shakespeare", "hapt", "heart_disease")
 NAMES = sorted(name for name in compose.groups()["experiment"].choices if name != "null")
 
@@ -24,8 +30,8 @@ def test_experiment(
         monkeypatch.setenv("FEDSCALE_DATA", str(request.getfixturevalue("shared_data")))
     is_sweep = compose.sweeps_by_itself([f"experiment={name}"])
     place = f"hydra.sweep.dir={tmp_path / 'runs'}" if is_sweep else f"run_dir={tmp_path / 'runs' / '0'}"
-    assert cli.main(["run", f"experiment={name}", *SMALL, place]) == 0
-    folders = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
+    assert cli.main(["run", f"experiment={name}", *SMALL, *MORE.get(name, ()), place]) == 0
+    folders = [path.parent for path in (tmp_path / "runs").glob("*/manifest.json")]
     assert len(folders) == (6 if is_sweep else 1)
     for folder in folders:
         lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from twin import Draws, Settings, Softmax, scaled_local
 from whole_runs import NATURAL, Run, run, save_arrays
 
 from clients import training
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.engines.in_process import FIRST_NODE, InProcessGrid
+from fedscale_local.replies import REASON_AT_MOST
 
 SIZES, FEATURES, CLASSES = (4, 9, 3, 6), 3, 4
 BAD = 2
@@ -48,9 +49,7 @@ METHODS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def problem() -> Softmax:
-    rng = np.random.default_rng(11)
-    features = [rng.normal(size=(n, FEATURES)) for n in SIZES]
-    return Softmax(features, [rng.integers(0, CLASSES, n).tolist() for n in SIZES], CLASSES)
+    return Softmax.drawn(SIZES, FEATURES, CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +127,10 @@ def like(reply: Message, content: RecordDict) -> Message:
     return Message(content=content, metadata=reply.metadata)  # type: ignore[call-overload,no-any-return]
 
 
+def beside(reply: Message, record: ArrayRecord | ConfigRecord) -> Message:
+    return like(reply, RecordDict({**reply.content, "beside": record}))
+
+
 def nan(reply: Message) -> np.ndarray:
     array = next(iter(reply.content.array_records[adapter.ARRAYS].values())).numpy()
     array.flat[0] = math.nan
@@ -186,6 +189,38 @@ FAULTS: dict[str, tuple[Callable[[Message, list[Message]], Iterable[Any]], str]]
     ),
     "endless weight": (lambda r, _: [with_metrics(r, num_examples=math.inf)], "num-examples=inf: expected"),
     "weights": (lambda r, _: [with_metrics(r, num_examples=[1, 2])], "num-examples=[1, 2]: expected"),
+    "more examples than it holds": (
+        lambda r, _: [with_metrics(r, num_examples=10**18)],
+        "num-examples=1000000000000000000: expected 3 at most",
+    ),
+    "huge numbers": (
+        lambda r, _: [with_array(r, np.full((CLASSES, FEATURES), -1e200))],
+        "arrays: a number of size 1e+200, expected less than 5.24e+151",
+    ),
+    "a type that NumPy does not know": (
+        lambda r, _: [lying(r, Array("bfloat16", (CLASSES, FEATURES), "numpy.ndarray", b"12345"))],
+        "arrays: array 'weight' is bfloat16",
+    ),
+    "a shape beyond all bounds": (
+        lambda r, _: [lying(r, Array("float64", (2**40, 2**40), "numpy.ndarray", b"12345"))],
+        "arrays: array 'weight' is float64 (1099511627776",
+    ),
+    "metrics without end": (
+        lambda r, _: [with_metrics(r, history=[0.5] * 2**17)],
+        "its metrics hold 10",
+    ),
+    "texts without end": (
+        lambda r, _: [beside(r, ConfigRecord({"log": "x" * 2**21, "lines": ["y", ""]}))],
+        "its metrics hold 20",
+    ),
+    "arrays without end": (
+        lambda r, _: [beside(r, ArrayRecord({"more": Array(np.zeros(2**18))}))],
+        "its arrays hold 20",
+    ),
+    "an error without end": (
+        lambda r, _: [Message(error=Error(0, "x" * 10**6), metadata=r.metadata)],
+        "x" * REASON_AT_MOST + "...",
+    ),
     "loss is nan": (
         lambda r, _: [with_metrics(r, train_loss=math.nan)],
         "train-loss=nan: expected a finite number",
@@ -245,7 +280,8 @@ def check(finished: Run, problem: Softmax, reason: str, method: str) -> None:
     assert [line["clients"] for line in finished.lines] == [clients] * 4
     (failure, *strangers) = finished.lines[1]["failures"]
     assert failure["client"] == BAD
-    assert reason in failure["reason"] and failure["reason"]
+    assert reason in failure["reason"] and 0 < len(failure["reason"]) <= REASON_AT_MOST + 3
+    assert finished.lines[1]["bytes_up"] < 2 * finished.lines[0]["bytes_up"] + 2**22
     assert all(stranger["client"] is None for stranger in strangers)
     assert not any(finished.lines[p]["failures"] for p in (0, 2, 3))
     expected = without(problem, {2: [BAD]}, **METHODS[method][1])

@@ -44,6 +44,21 @@ def test_a_process_gets_the_servers_identity_by_three_class_attributes() -> None
     )
 
 
+def test_a_line_goes_to_the_log_by_the_grids_private_client() -> None:
+    import inspect
+
+    from flwr.proto.log_pb2 import PushLogsRequest
+    from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    said = "the log of a run is written in another way: see adapter.push_log"
+    grid = HttpGrid("127.0.0.1:1", insecure=True, token="none")
+    assert isinstance(grid._runtime_client, RuntimeHttpClient), said
+    assert list(inspect.signature(RuntimeHttpClient.PushLogs).parameters) == ["self", "request"], said
+    assert PushLogsRequest(node=grid.node, run_id=1, logs=["line"]).logs == ["line"], said
+    assert isinstance(HttpGrid.run, property), said
+
+
 def test_a_message_gets_its_id_by_one_private_field_and_the_reply_names_it() -> None:
     message = adapter.stamp(adapter.message_to(7, RecordDict()), "19")
     said = "Metadata._message_id is no longer what message_id reads: see adapter.stamp"

@@ -152,10 +152,8 @@ def test_dirichlet_shares_have_the_variance_of_the_distribution(labels: np.ndarr
 
 def test_dirichlet_min_examples_holds_or_ends_in_words(labels: np.ndarray) -> None:
     assert dirichlet(labels, 100, 1.0, 10, rng()).sizes.min() >= 10
-    start = time.perf_counter()
     with pytest.raises(DataError) as caught:
         dirichlet(labels, 1000, 0.1, 10, rng())
-    assert time.perf_counter() - start < 20
     message = str(caught.value)
     assert message.startswith("partition.min_examples=10: ") and "alpha=0.1" in message
     assert "lower partition.min_examples" in message

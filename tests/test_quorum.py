@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from flwr.app import Message
 from whole_runs import NATURAL, Run, run, save_arrays
 
+from clients import training
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import quorum
 from fedscale_local.engines.in_process import FIRST_NODE, InProcessGrid
@@ -98,3 +101,37 @@ def test_stopping_is_an_error_that_names_clients_and_leaves_what_was_done(
     left = read(tmp_path / "stop")
     assert [line["round"] for line in left.rounds] == [1]
     assert left.manifest["exit"].startswith("failed")
+
+
+THEIRS = {
+    "client.name": "custom",
+    "client._target_": "foreign_app.sleeping",
+    "client.learning-rate": 0.1,
+    "dtype": "float64",
+    "strategy": {"name": "flower", "_target_": "flwr.serverapp.strategy.FedAvg"},
+}
+
+
+@pytest.mark.timeout(60, method="thread")  # the usual one has an alarm of its own
+@pytest.mark.parametrize("app", ["ours", "ours, on workers", "theirs"])
+def test_a_client_that_hangs_costs_one_round_timeout(
+    app: str, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = training._batches
+
+    def hanging(experiment: Any, order: training.Order) -> Any:
+        if (order.client, order.round) == (2, 2):
+            time.sleep(100_000)
+        return batches(experiment, order)
+
+    monkeypatch.setattr(training, "_batches", hanging)
+    more = THEIRS | {"client.file": str(arrays)} if app == "theirs" else {}
+    more |= {"engine.workers": 4 if "workers" in app else 1, "round_timeout": 4.0}
+    found = small(tmp_path / "run", arrays, **more)
+    late = [[failure["client"] for failure in line["failures"]] for line in found.lines]
+    assert late[0] == late[2] == []
+    assert late[1] == [2] if "workers" in app else 2 in late[1], (
+        "in one process those behind it in turn as well"
+    )
+    assert all("no reply in time" in failure["reason"] for failure in found.lines[1]["failures"])
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -72,9 +72,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def problem() -> Softmax:
-    rng = np.random.default_rng(11)
-    features = [rng.normal(size=(n, FEATURES)) for n in SIZES]
-    return Softmax(features, [rng.integers(0, CLASSES, n).tolist() for n in SIZES], CLASSES)
+    return Softmax.drawn(SIZES, FEATURES, CLASSES)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -43,3 +45,21 @@ def test_the_saved_model_loads_strictly(tmp_path: Path) -> None:
     assert torch.equal(saved["body.weight"], start["body.weight"])
     assert not torch.equal(saved["head.weight"], start["head.weight"])
     assert not torch.equal(saved["norm.running_mean"], start["norm.running_mean"])
+
+
+def test_how_it_does_on_each_client_is_told_unless_it_is_not_wanted(tmp_path: Path) -> None:
+    overrides = ("data=synthetic", "num_clients=3", "clients_per_round=2", "num_rounds=1", "client.local_steps=2")
+    told, spared = (
+        experiment.run(compose.config([*overrides, f"eval_clients={wanted}", f"run_dir={tmp_path / wanted}"]))
+        for wanted in ("true", "false")
+    )
+    assert not (spared / "clients.json").exists()
+    built = experiment.build(compose.config([*overrides, f"run_dir={told}"]))
+    model = load_file(told / "model.safetensors")
+    found = json.loads((told / "clients.json").read_text())
+    for client in range(3):
+        x, y = built.task.examples(built.shard(client))
+        logits = x @ model["weight"].T + model["bias"]
+        loss = nn.functional.cross_entropy(logits, y)
+        assert found["train_loss"][client] == pytest.approx(float(loss), rel=1e-5)
+        assert found["train_accuracy"][client] == float((logits.argmax(1) == y).double().mean())

@@ -55,17 +55,28 @@ def shard(tmp_path: Path) -> Callable[[Config], Path]:
     return written
 
 
-def ask(config: Config, data_path: Path | None = None) -> Message:
-    """What CLIENT's node answers in round 1 to a first model, asked to measure a statistic too."""
+def ask(config: Config, data_path: Path | None = None, personal: bool = False) -> Message:
+    """What CLIENT's node answers in round 1 to a first model, asked to measure a statistic too; or how it does."""
     adapter.become_server()
     task = experiment.build(config, data_path and Place(str(data_path), CLIENT)).task
     sections = [
         (task.layout, torch.ones_like(task.initial_params) / 8),
         (task.buffer_layout, task.initial_buffers),
     ]
-    instructions = ConfigRecord({adapter.ROUND: 1, "measure": True})
+    instructions = ConfigRecord({adapter.ROUND: 1, "measure": True, adapter.PERSONAL: personal})
     content = adapter.content({adapter.ARRAYS: adapter.to_record(sections)}, instructions)
     return told(config, content, data_path)
+
+
+@pytest.mark.parametrize("kind", ["images", "features"])
+def test_a_client_is_judged_by_the_same_bits_from_its_shard_alone(
+    kind: str, shard: Callable[[Config], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(kind, eval_personal_steps=3)
+    folder, from_all = shard(config), numbers(ask(config, personal=True))
+    monkeypatch.setattr("fedscale_local.data.load", None)
+    assert numbers(ask(config, folder, personal=True)) == from_all
+    assert set(from_all) == {adapter.TEST_LOSS, adapter.TEST_ACCURACY}
 
 
 def told(config: Config, content: Any, data_path: Path | None) -> Message:
@@ -108,11 +119,14 @@ def test_a_shard_is_read_as_it_was_written(
     config = small(kind)
     whole, folder = experiment.build(config), shard(config)
     assert sorted(path.name for path in folder.iterdir()) == [HEADER, ARRAYS]
-    dataset, partition = read(Place(str(folder), CLIENT), origin(config))
+    dataset, partition, tested = read(Place(str(folder), CLIENT), origin(config))
     rows = whole.partition[CLIENT]
     assert torch.equal(dataset.x, whole.dataset.x[rows]) and dataset.x.dtype == whole.dataset.x.dtype
     assert torch.equal(dataset.y, whole.dataset.y[rows]) and dataset.y.dtype == whole.dataset.y.dtype
-    assert len(dataset.test_x) == len(dataset.test_y) == 0 and dataset.client is None
+    test_rows = whole.test_partition[CLIENT]
+    assert torch.equal(dataset.test_x, whole.dataset.test_x[test_rows]) and dataset.client is None
+    assert torch.equal(dataset.test_y, whole.dataset.test_y[test_rows])
+    assert tested[CLIENT].tolist() == list(range(len(test_rows)))
     for name in ("name", "kind", "num_classes", "class_names", "note"):
         assert getattr(dataset, name) == getattr(whole.dataset, name)
     for name in ("mean", "std"):
@@ -176,6 +190,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "other lengths": (replace(y=np.zeros(N + 1, np.int64)), ARRAYS, "6 rows and y 7"),
     "not a number": (replace(x=np.full((N, 3), np.nan)), ARRAYS, "NaN"),
     "no such label": (replace(y=np.full(N, 9)), ARRAYS, "0..2"),
+    "another number of test examples": (change(num_test_examples=4), ARRAYS, "says 4"),
+    "test examples of another shape": (replace(test_x=np.zeros((0, 5))), ARRAYS, "one of test_x is"),
 }
 
 

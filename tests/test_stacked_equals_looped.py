@@ -167,6 +167,7 @@ def test_real_images_at_the_step_sizes_that_are_used(
     model: str, clients: int, method: str, tmp_path: Path
 ) -> None:
     overrides = (f"model={model}", method, f"clients_per_round={clients}", "num_rounds=3", "engine.workers=1")
+    overrides += ("eval_clients=false",)
     looped, stacked = (
         run(tmp_path / mode, *overrides, settings={"engine.mode": mode, "dtype": "float64", "eval_every": 3})
         for mode in ("looped", "stacked")

@@ -52,5 +52,7 @@ def test_hessian_products_of_a_model_that_has_none_are_refused(rule: str, tmp_pa
 
 def test_the_same_model_trains_with_a_statistic_that_it_has(tmp_path: Path) -> None:
     model = "model._target_=test_statistic_refused.DifferentiableOnce"
-    run_dir = experiment.run(compose.config([*OVERRIDES, model, "scaling=adam", f"run_dir={tmp_path / 'run'}"]))
+    run_dir = experiment.run(
+        compose.config([*OVERRIDES, model, "scaling=adam", f"run_dir={tmp_path / 'run'}"])
+    )
     assert (run_dir / "model.safetensors").exists()

@@ -208,6 +208,16 @@ def test_replies_that_flowers_strategies_would_stumble_over(arrays: Path, tmp_pa
     for line in finished.lines:
         assert [f["client"] for f in line["failures"]] == [0, 1, 2]
         others, other, shape = (f["reason"] for f in line["failures"])
-        assert others == other == "its records have other keys than those of most clients"
+        assert others == other == "its records have other keys or lengths than those of most clients"
         assert shape.startswith("arrays: array 'weight' is float64 (3, 4), expected float64 (4, 3)")
         assert np.isfinite(line["test_loss"])
+
+
+def test_lists_have_to_be_of_one_length_and_may_hold_what_is_not_finite(arrays: Path, tmp_path: Path) -> None:
+    finished = small(tmp_path / "1", arrays, STRATEGIES["FedAvg"], **foreign(arrays, "telling"))
+    for line in finished.lines:
+        assert line["failures"] == [
+            {"client": 0, "reason": "its records have other keys or lengths than those of most clients"},
+            {"client": 1, "reason": f"num-examples=1000000000: expected {sum(SIZES)} at most"},
+        ]
+        assert line["history"] == [pytest.approx(1.0), None]

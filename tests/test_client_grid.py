@@ -1,0 +1,129 @@
+"""Nodes say which client they serve; who is believed, who is refused, and who is asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedscale_local import client_grid
+from fedscale_local import flower_adapter as adapter
+from fedscale_local.client_grid import ClientGrid, take_refusals
+from fedscale_local.keys import name_of_client
+
+FIRST = adapter.FIRST_NODE
+
+
+class Nodes(Grid):
+    """A SuperLink's nodes: id -> (name, the client that it says it serves)."""
+
+    def __init__(self, **nodes: tuple[str, Any]) -> None:
+        adapter.become_server()
+        self.nodes = {int(key.removeprefix("n")): value for key, value in nodes.items()}
+        self.silent: set[int] = set()
+        self.asked: list[int] = []
+        self.sent = 0
+
+    def get_nodes(self) -> Any:
+        return [SimpleNamespace(node_id=node, name=name) for node, (name, _) in self.nodes.items()]
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = []
+        for message in messages:
+            self.sent += 1
+            node = message.metadata.dst_node_id
+            adapter.stamp(message, f"sent {self.sent}")
+            if message.metadata.message_type == "query":
+                self.asked.append(node)
+            if node not in self.silent:
+                said = {adapter.PARTITION: self.nodes[node][1], "node": node}
+                reply = Message(RecordDict({adapter.METRICS: MetricRecord(said)}), reply_to=message)
+                reply.metadata.__dict__["_src_node_id"] = node
+                replies.append(reply)
+        return replies
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
+    def push_messages(self, messages: Any) -> Any: ...
+    def pull_messages(self, message_ids: Any) -> Any: ...
+    def set_run(self, run: Any) -> None: ...
+    @property
+    def run(self) -> Any: ...
+
+
+def answering(clients: ClientGrid, num_clients: int = 2) -> list[int | None]:
+    """The node that answers for each client; None where none does."""
+    messages = [adapter.message_to(FIRST + client, RecordDict()) for client in range(num_clients)]
+    replies = {r.metadata.src_node_id - FIRST: r for r in clients.send_and_receive(messages)}
+    return [
+        None if replies[m].has_error() else replies[m].content["metrics"]["node"]  # type: ignore[index,misc]
+        for m in range(num_clients)
+    ]
+
+
+def test_a_node_whose_name_is_that_of_another_client_is_refused_and_told_once() -> None:
+    nodes = Nodes(n11=("client-0", 0), n12=("client-1", 0))
+    clients = ClientGrid(nodes, 2)
+    assert answering(clients) == [11, None]
+    del nodes.nodes[11]
+    assert answering(clients) == [None, None]
+    assert take_refusals(clients) == [
+        "the node registered as client-1 says that it serves client 0: refused, its name is that of another"
+    ]
+    assert take_refusals(clients) == []
+    assert nodes.asked == [11, 12]
+
+
+@pytest.mark.parametrize("stranger", ["", "laptop"])
+def test_nobody_without_its_name_stands_for_a_client_that_was_seen_with_it(stranger: str) -> None:
+    nodes = Nodes(n11=(stranger, 0), n12=("client-1", 1))
+    clients = ClientGrid(nodes, 2)
+    assert answering(clients) == [11, 12]
+    nodes.nodes[13] = ("client-0", 0)
+    assert answering(clients) == [13, 12]
+    del nodes.nodes[13]
+    assert answering(clients) == [None, 12], "not even while its node is away"
+    assert [text.split(": ")[1] for text in take_refusals(clients)] == [
+        "so does another; the one whose name says so counts, else the first"
+    ]
+
+
+def test_of_nodes_without_names_the_first_counts_and_a_successor_is_welcome() -> None:
+    nodes = Nodes(n11=("", 0), n12=("", 0))
+    clients = ClientGrid(nodes, 1)
+    assert answering(clients, 1) == [11]
+    assert len(take_refusals(clients)) == 1
+    del nodes.nodes[11]
+    assert answering(clients, 1) == [12]
+    nodes.nodes = {14: ("", 0)}  # the device came back and has another id
+    assert answering(clients, 1) == [14]
+    assert take_refusals(clients) == []
+
+
+@pytest.mark.parametrize("said", [7, -1, 0.5])
+def test_a_client_that_the_run_does_not_have(said: Any) -> None:
+    clients = ClientGrid(Nodes(n11=("client-7", said)), 2)
+    assert answering(clients) == [None, None]
+    assert take_refusals(clients)[0].endswith("this run has no such client")
+
+
+def test_a_node_that_does_not_answer_is_asked_again_but_not_for_ever() -> None:
+    nodes = Nodes(n11=("", 0), n12=("", 1))
+    nodes.silent = {11, 12}
+    clients = ClientGrid(nodes, 2)
+    assert answering(clients) == [None, None]
+    nodes.silent = {12}
+    assert answering(clients) == [11, None]
+    for _ in range(5):
+        answering(clients)
+    assert (nodes.asked.count(11), nodes.asked.count(12)) == (2, client_grid.ASKED_AT_MOST)
+
+
+def test_the_name_of_a_client() -> None:
+    assert name_of_client(12) == "client-12"
