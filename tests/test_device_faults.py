@@ -231,6 +231,8 @@ def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_
     assert (
         tuple((run_dir / name).read_bytes() for name in ("rounds.jsonl", "model.safetensors")) == here.bytes
     )
+    # Flower's client process asks its node for a message for two hours, also when that went down with its run.
+    processes.end(working(nodes))
 
 
 def test_strangers_are_refused_and_reported(nodes: Path, outside: Path, tmp_path: Path) -> None:

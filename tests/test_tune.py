@@ -401,5 +401,7 @@ def test_a_pruned_cell_ends_with_that_round_and_a_sweep_carries_it_on() -> None:
     assert not (cell.run_dir / "report.html").exists()
     cells.attempt(cell, None, None)
     manifest = json.loads((cell.run_dir / "manifest.json").read_text())
-    assert cells.state(cell) == "done" and manifest["resumed"][0]["after_round"] == 20
+    assert cells.state(cell) == "done"
+    # Which checkpoints before round 25 were still kept when the run was stopped depends on how far it had got by then.
+    assert manifest["resumed"][0]["after_round"] <= 25
     assert [record["round"] for record in pruning.read(cell.run_dir)] == list(range(1, 601))
