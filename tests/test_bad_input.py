@@ -303,8 +303,18 @@ SHARDS = [
     Row("shard data=synthetic --out=new", "shard", "--client --all is required", "shard --help"),
     Row("shard data=synthetic --all --client=0 --out=new", "shard", "not allowed with", "shard --help"),
     Row("shard data=synthetic --all", "--out", "required", "shard --help"),
-    Row("federation keys --dir=new", "federation keys", "--host names the SuperLink", "keys --dir=keys --host="),
-    Row("federation up --dir=new --host=h", "federation up", "no other action takes it", "keys --dir=keys --host="),
+    Row(
+        "federation keys --dir=new",
+        "federation keys",
+        "--host names the SuperLink",
+        "keys --dir=keys --host=",
+    ),
+    Row(
+        "federation up --dir=new --host=h",
+        "federation up",
+        "no other action takes it",
+        "keys --dir=keys --host=",
+    ),
     Row("federation keys --dir=used --host=h", "used", "the directory is not empty", "choose another --dir"),
     Row("federation up --dir=new --shards=used", "used", "no folder 0 for node 0", "shard --all"),
 ]
@@ -320,7 +330,12 @@ SWEEPS = [
     Row("run -m model=mlp,cnnn", "model=cnnn", "expected one of", "did you mean model=cnn"),
     Row("run -m seed=0,1 run_dir=here", "run_dir=here", "a directory each", "hydra.sweep.dir"),
     Row("run -m seed=1,,2", "seed=1,,2", "KEY=VALUE", "write it so"),
-    Row("run -m seed=0,1 hydra.sweep.dir=good.npz", "hydra.sweep.dir=good.npz", "cannot be written", "choose another"),
+    Row(
+        "run -m seed=0,1 hydra.sweep.dir=good.npz",
+        "hydra.sweep.dir=good.npz",
+        "cannot be written",
+        "choose another",
+    ),
     Row("run -m seed=0,1 --force run_dir=here", "run_dir=here", "a directory each", "hydra.sweep.dir"),
     Row("run seed=0 --force", "--force", "only a sweep", "add -m"),
 ]

@@ -162,7 +162,9 @@ def test_fairness_is_over_the_clients_that_hold_something(tmp_path: Path) -> Non
     assert len(header) == len(body[0]) == 1 + 2 * len(FAIRNESS)
     assert body[0][4].startswith("80.00%")
     page = page_of(runs, tmp_path / "own.html")
-    assert page.count("each with a model of its own") and "on every client's own test examples" in unescape(page)
+    assert page.count("each with a model of its own") and "on every client's own test examples" in unescape(
+        page
+    )
     file.unlink()
     assert of(runs).clients == "" and "From client to client" not in page_of(runs, tmp_path / "page.html")
 

@@ -62,7 +62,9 @@ def outside(nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setenv("TMPDIR", str(folder))
     yield folder
     until(lambda: not list(folder.glob("fedscale-*")))
-    until(lambda: set(marked(f"TMPDIR={folder}")) <= of_the_federation(nodes))  # a node started meanwhile has it too
+    until(
+        lambda: set(marked(f"TMPDIR={folder}")) <= of_the_federation(nodes)
+    )  # a node started meanwhile has it too
     until(lambda: not working(nodes))
 
 
@@ -144,7 +146,9 @@ def test_clients_that_misbehave_are_dropped_and_named(
         assert told.get(case, "").startswith(reason), f"round and client {case}"
     busy = {case: reason for case, reason in told.items() if case not in faulty_app.FAULTS}
     assert all(round in (4, 5, 6) and client in (2, 3) for round, client in busy), busy
-    assert set(busy.values()) <= {"no reply in time"}, "who hung or died is free again within two minutes or so"
+    assert set(busy.values()) <= {"no reply in time"}, (
+        "who hung or died is free again within two minutes or so"
+    )
     assert found.lines[-1]["failures"] == []
     assert max(len(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()) < 2000
 

@@ -120,7 +120,10 @@ _CLASSES = {
     "InProcessGrid": "fedscale_local.engines.in_process",
     "ClientGrid": "fedscale_local.client_grid",
 }
-RUN_DIRECTORY = {f"{name}.json" for name in ("manifest", "partition", "clients")} | {"config.yaml", "model.safetensors"}
+RUN_DIRECTORY = {f"{name}.json" for name in ("manifest", "partition", "clients")} | {
+    "config.yaml",
+    "model.safetensors",
+}
 RUN_DIRECTORY |= {"rounds.jsonl", "timing.jsonl", "report.html", "sweep.json", "tuning.json", "study.db"}
 
 

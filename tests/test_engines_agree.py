@@ -31,17 +31,18 @@ METHODS = {
         "strategy.mixing=preconditioned",
         "client.momentum=0.9",
         "client.momentum_buffer=kept",
+        "eval_clients=true",
+        "eval_personal_steps=2",
     ],
 }
-COMMON = ["data=synthetic", "partition=natural", "model=logistic"]
+# One method evaluates on clients: the start of a client's process takes longer than all that it does here.
+COMMON = ["data=synthetic", "partition=natural", "model=logistic", "eval_clients=false"]
 SETTINGS: dict[str, Any] = {
     "num_clients": CLIENTS,
     "clients_per_round": 4,
     "num_rounds": 3,
     "client.local_steps": 3,
     "seed": 5,
-    "eval_every": 3,  # the start of a client's process takes longer than all that it does here
-    "eval_personal_steps": 2,
 }
 
 pytestmark = [
@@ -137,7 +138,7 @@ def test_somebody_elses_apps_give_the_same_bytes_on_ray(tmp_path: Path) -> None:
     arrays = str(save_arrays(tmp_path / "arrays.npz", x, y))
     apps = ["strategy._target_=flwr.serverapp.strategy.FedAdam", "client._target_=foreign_app.noisy"]
     more = {"strategy.fraction_train": 0.5, "client.file": arrays, "client.learning-rate": 0.1}
-    more |= {"data.path": arrays, "dtype": "float64", "eval_personal_steps": 0}
+    more |= {"data.path": arrays, "dtype": "float64"}
     METHODS["foreign"] = ["data=arrays", *apps]
     try:
         here = run(tmp_path / "here", "foreign", "engine.mode=looped", "engine.workers=1", **more)
@@ -152,13 +153,12 @@ def test_clients_of_one_chunk_that_fail_spare_the_others_on_ray(tmp_path: Path) 
     arrays = touchy_model.save(
         tmp_path / "arrays.npz", (9, 2, 4, 7, 2, 5), {0: touchy_model.RAISE, 3: touchy_model.SPOIL}
     )
-    more = {"data.path": str(arrays), "num_rounds": 5, "num_clients": None, "eval_personal_steps": 0}
+    more = {"data.path": str(arrays), "num_rounds": 5, "num_clients": None}
     METHODS["touchy"] = [
         "data=arrays",
         "model=custom",
         "model._target_=touchy_model.Touchy",
         "strategy=scaffold",
-        "eval_clients=false",
     ]
     try:
         here = run(tmp_path / "here", "touchy", "engine.mode=looped", "engine.workers=1", **more)
@@ -187,15 +187,7 @@ def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
 
 def test_secure_aggregation_gives_the_same_bytes_everywhere(nodes: Path, tmp_path: Path) -> None:
     """Masks are others in each run, and on devices from processes that end after each stage; the sum is the same."""
-    METHODS["secure"], small = (
-        ["strategy=fedavg", "secure=secagg"],
-        {
-            "num_rounds": 1,
-            "clients_per_round": 3,
-            "eval_personal_steps": 0,
-            "eval_clients": False,
-        },
-    )
+    METHODS["secure"], small = ["strategy=fedavg", "secure=secagg"], {"num_rounds": 1, "clients_per_round": 3}
     try:
         here = run(tmp_path / "here", "secure", "engine.mode=looped", "engine.workers=1", **small)
         assert b'"failures": []' in here[0] and b'"secure_clipped": 0.0' in here[0]

@@ -108,14 +108,18 @@ def test_the_clients_draws_are_of_the_seed_and_of_nothing_else(arrays: Path) -> 
     assert len(drawn(**few)) == 4 * STEPS
     assert drawn(**few) != drawn(**few, seed=1)
     built = asked(arrays, **few)
-    trained = [part.tolist() for client in range(4) for part in built.batches(built.config.num_rounds, client)]
+    trained = [
+        part.tolist() for client in range(4) for part in built.batches(built.config.num_rounds, client)
+    ]
     assert trained != drawn(**few)[: len(trained)]
 
 
 # ---------------------------------------------------------------- by which examples
 
 
-@pytest.mark.parametrize("scheme", [["partition=dirichlet"], ["partition=pathological"], ["partition=main_class"]])
+@pytest.mark.parametrize(
+    "scheme", [["partition=dirichlet"], ["partition=pathological"], ["partition=main_class"]]
+)
 def test_a_test_shard_has_the_classes_of_the_training_shard(scheme: list[str]) -> None:
     """By less than one example a class, as largest remainders have it; disjoint, and whole where all is held."""
     settings = {"num_clients": 12, "clients_per_round": None}
@@ -182,7 +186,9 @@ def test_a_client_that_does_not_answer_well_is_named_and_the_others_count(
     built = asked(arrays)
     good = {adapter.TEST_LOSS: 0.25, adapter.TEST_ACCURACY: 0.75}
     task = built.task
-    found = evaluation.of_clients(built, Grid({0: good, 1: said, 2: good}), task.initial_params, task.initial_buffers)  # type: ignore[arg-type]
+    found = evaluation.of_clients(
+        built, Grid({0: good, 1: said, 2: good}), task.initial_params, task.initial_buffers
+    )  # type: ignore[arg-type]
     assert found["personal_test_loss"] == [0.25, None, 0.25, None]
     assert found["personal_test_accuracy"] == [0.75, None, 0.75, None]
     (failure,) = found["failures"]

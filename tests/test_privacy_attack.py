@@ -25,7 +25,9 @@ FEATURES, CLIENTS, ROUNDS, ETA, CLIP = 2, 4, 500, 1e-6, 0.5
 DELTA = 1e-3
 
 
-def seen(folder: Path, is_there: bool, share: int, noise: float, seed: int, mp: pytest.MonkeyPatch) -> np.ndarray:
+def seen(
+    folder: Path, is_there: bool, share: int, noise: float, seed: int, mp: pytest.MonkeyPatch
+) -> np.ndarray:
     """How far each round went in the outlier's direction, (rounds,), in units of one whole client."""
     x = [np.full((1, FEATURES), 0.0) for _ in range(CLIENTS)]
     if is_there:
@@ -65,7 +67,9 @@ def found(present: np.ndarray, absent: np.ndarray, share: float, noise: float) -
         high = beta.ppf(0.95, alarms + 1, count - alarms)
         return math.log((low - DELTA) / high) if low > DELTA else 0.0
 
-    threshold = max(np.quantile(absent[:half], np.linspace(0.05, 1.0, 200)), key=lambda t: bound(t, slice(half)))
+    threshold = max(
+        np.quantile(absent[:half], np.linspace(0.05, 1.0, 200)), key=lambda t: bound(t, slice(half))
+    )
     return bound(float(threshold), slice(half, None))
 
 
@@ -82,7 +86,9 @@ def test_an_attack_on_an_outlier_stays_below_the_bound(
     bound = privacy.epsilon(((release, 1),), "pld", DELTA)
 
     def attack(used: float) -> float:
-        both = (seen(tmp_path, there, share, used, seed, monkeypatch) for there, seed in ((True, 1), (False, 2)))
+        both = (
+            seen(tmp_path, there, share, used, seed, monkeypatch) for there, seed in ((True, 1), (False, 2))
+        )
         return found(*both, chance, used)
 
     reached = attack(noise)

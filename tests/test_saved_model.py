@@ -48,7 +48,13 @@ def test_the_saved_model_loads_strictly(tmp_path: Path) -> None:
 
 
 def test_how_it_does_on_each_client_is_told_unless_it_is_not_wanted(tmp_path: Path) -> None:
-    overrides = ("data=synthetic", "num_clients=3", "clients_per_round=2", "num_rounds=1", "client.local_steps=2")
+    overrides = (
+        "data=synthetic",
+        "num_clients=3",
+        "clients_per_round=2",
+        "num_rounds=1",
+        "client.local_steps=2",
+    )
     told, spared = (
         experiment.run(compose.config([*overrides, f"eval_clients={wanted}", f"run_dir={tmp_path / wanted}"]))
         for wanted in ("true", "false")

@@ -68,7 +68,14 @@ def summed(
 @pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize(
     ("neighbours", "before", "after"),
-    [(None, (), ()), (None, (2, 5), (7,)), (None, (0, 1, 9), ()), (None, (), (0, 8, 9)), (4, (6,), ()), (4, (), (0,))],
+    [
+        (None, (), ()),
+        (None, (2, 5), (7,)),
+        (None, (0, 1, 9), ()),
+        (None, (), (0, 8, 9)),
+        (4, (6,), ()),
+        (4, (), (0,)),
+    ],
 )
 def test_masks_cancel_with_and_without_dropouts(
     neighbours: int | None, before: tuple[int, ...], after: tuple[int, ...], bits: int

@@ -100,7 +100,8 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
         watched.sent.extend(messages)
         told = [stage_of(message) for message in messages]
         lost = [
-            watched.lost.get((adapter.round_of(m), stage), set()) for m, stage in zip(messages, told, strict=True)
+            watched.lost.get((adapter.round_of(m), stage), set())
+            for m, stage in zip(messages, told, strict=True)
         ]
         nodes = [message.metadata.dst_node_id - FIRST_NODE for message in messages]
         reached = [m for m, node, gone in zip(messages, nodes, lost, strict=True) if node not in gone]
@@ -142,7 +143,9 @@ def test_every_method_is_what_it_was_within_quantisation(name: str, arrays: Path
         assert own["secure_clipped"] == 0
 
 
-def test_the_sum_of_ten_with_three_dropouts_is_the_plain_sum(arrays: Path, tmp_path: Path, wire: Wire) -> None:
+def test_the_sum_of_ten_with_three_dropouts_is_the_plain_sum(
+    arrays: Path, tmp_path: Path, wire: Wire
+) -> None:
     """Two vanish after they have shared their secrets, and are in no sum; one after its masked vector, and is in it."""
     wire.lost.update({(1, "masked"): {2, 5}})
     plain = small(tmp_path / "plain", arrays, "strategy=fedavg", num_rounds=1)
@@ -160,7 +163,9 @@ def test_the_sum_of_ten_with_three_dropouts_is_the_plain_sum(arrays: Path, tmp_p
     assert secure.lines[0]["clients"] == list(range(CLIENTS))
 
 
-def test_dropouts_before_secrets_are_shared_and_few_neighbours(arrays: Path, tmp_path: Path, wire: Wire) -> None:
+def test_dropouts_before_secrets_are_shared_and_few_neighbours(
+    arrays: Path, tmp_path: Path, wire: Wire
+) -> None:
     """Four neighbours each, of five holders with oneself; one vanishes at each stage, far enough from each other."""
     wire.lost[1, "masked"] = {0, 3, 9}
     plain = small(tmp_path / "plain", arrays, "strategy=fedavg", num_rounds=1)
@@ -172,10 +177,10 @@ def test_dropouts_before_secrets_are_shared_and_few_neighbours(arrays: Path, tmp
     assert reasons == ["keys", "shares", "masked"]
 
 
-def test_the_same_run_gives_the_same_bytes_whatever_the_masks(arrays: Path, tmp_path: Path, wire: Wire) -> None:
-    first, second = (
-        small(tmp_path / name, arrays, "strategy=savic", SECURE, num_rounds=1) for name in "ab"
-    )
+def test_the_same_run_gives_the_same_bytes_whatever_the_masks(
+    arrays: Path, tmp_path: Path, wire: Wire
+) -> None:
+    first, second = (small(tmp_path / name, arrays, "strategy=savic", SECURE, num_rounds=1) for name in "ab")
     assert first.bytes == second.bytes
     vectors = [content[adapter.ARRAYS]["flat"].numpy() for s, _, content in wire.received
                if s == "masked" and adapter.ARRAYS in content]  # fmt: skip
@@ -184,7 +189,9 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_masks(arrays: Path, tmp_
 
 
 @pytest.mark.parametrize("kind", ["central", "local"])
-def test_with_privacy_the_noise_is_the_same_and_so_is_the_charge(kind: str, arrays: Path, tmp_path: Path) -> None:
+def test_with_privacy_the_noise_is_the_same_and_so_is_the_charge(
+    kind: str, arrays: Path, tmp_path: Path
+) -> None:
     """Seeded noise, so that both runs have the same; the rounding of 30 bits is far below it."""
     overrides = ("strategy=savic", f"privacy={kind}", "sampling=fixed", "client.step_size=1e-3")
     more = {"privacy__noise_multiplier": 1e-3}
@@ -285,7 +292,9 @@ def test_no_message_tells_of_a_single_client(
             revealed |= {data[i : i + 16] for i in range(0, len(data), 16)}
         assert not any(seed in data for secrets in made for seed in secrets), f"a seed as it is, in {stage}"
 
-    assert len(vectors) == len(plain) == CLIENTS + (CLIENTS - 2) + (CLIENTS - 2), "the probe's and two rounds'"
+    assert len(vectors) == len(plain) == CLIENTS + (CLIENTS - 2) + (CLIENTS - 2), (
+        "the probe's and two rounds'"
+    )
     # The chance that any of these falls below 1e-9 is less than 1e-7; what is masked is far below it.
     for vector, before in zip(vectors, plain, strict=True):
         assert len(vector) == len(before) > 1000
@@ -293,7 +302,9 @@ def test_no_message_tells_of_a_single_client(
         assert uniformity(vector - before) > 1e-9, "nor is the mask anything else"
         assert (vector == before).mean() < 0.01
     sums = {tuple(a[:50] + b[:50]) for a in vectors for b in vectors if a is not b and len(a) == len(b)}
-    assert not sums & {tuple(a[:50] + b[:50]) for a in plain for b in plain if len(a) == len(b)}, "nor of any two"
+    assert not sums & {tuple(a[:50] + b[:50]) for a in plain for b in plain if len(a) == len(b)}, (
+        "nor of any two"
+    )
 
     kinds = {secret: sum(part in revealed for part in parts) for secret, parts in split}
     for secrets in made:
@@ -310,7 +321,9 @@ def uniformity(vector: np.ndarray) -> float:
     return float(stats.chisquare(counts).pvalue)
 
 
-def test_a_failure_is_told_without_its_reason(arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_told_without_its_reason(
+    arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A loss or a norm in the reason would be of one client."""
     original = client_app.train
 
@@ -350,7 +363,9 @@ def test_too_many_dropouts_unmask_nothing(
 
 def test_too_few_in_the_last_stage_leave_the_sum_masked(arrays: Path, tmp_path: Path, wire: Wire) -> None:
     wire.lost[1, "masked"], wire.lost[1, "unmask"] = {0, 1}, {2, 3, 4}
-    with pytest.raises(FedscaleError, match=r"5 of 10 clients are left in the stage unmask.*nothing is unmasked"):
+    with pytest.raises(
+        FedscaleError, match=r"5 of 10 clients are left in the stage unmask.*nothing is unmasked"
+    ):
         small(tmp_path / "run", arrays, "strategy=fedavg", SECURE, on_too_few="stop")
 
 
@@ -388,7 +403,8 @@ def four(arrays: Path) -> Any:
     config = configured(*NATURAL, "model=logistic", "strategy=fedavg", SECURE, settings=settings)
     adapter.become_server()
     contexts = [
-        adapter.new_context(FIRST_NODE + i, {adapter.PARTITION: i}, {"config": to_json(config)}) for i in range(4)
+        adapter.new_context(FIRST_NODE + i, {adapter.PARTITION: i}, {"config": to_json(config)})
+        for i in range(4)
     ]
 
     def ask(client: int, stage: str, data: bytes | None = None, **told: Any) -> Message:
@@ -396,7 +412,9 @@ def four(arrays: Path) -> Any:
             adapter.SECURE_STAGE: ConfigRecord({adapter.ROUND: 1, "stage": stage, **told}),
         }
         if data is not None:
-            records[adapter.SECURE] = adapter.vector_record(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+            records[adapter.SECURE] = adapter.vector_record(
+                torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            )
         message = adapter.stamp(adapter.message_to(FIRST_NODE + client, RecordDict(records)), "1")
         return client_app.cohort([message], [contexts[client]])[0]
 
@@ -479,7 +497,11 @@ def test_no_checkpoint_fetches_the_secrets(four: Any) -> None:
 # ---------------------------------------------------------------- what is refused
 
 REFUSED: Mapping[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
-    "median": (("strategy=fedmedian",), {}, "strategy.combine.rule=median: with secure=secagg the server knows"),
+    "median": (
+        ("strategy=fedmedian",),
+        {},
+        "strategy.combine.rule=median: with secure=secagg the server knows",
+    ),
     "flower": (
         ("strategy._target_=flwr.serverapp.strategy.FedAvg",),
         {},
@@ -497,8 +519,16 @@ REFUSED: Mapping[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
     "poisson": ((), {"sampling": "poisson"}, "sampling=poisson: secure=secagg needs"),
     "two": ((), {"clients_per_round": 2}, "clients_per_round=2: with secure=secagg a sum of so few"),
     "odd": ((), {"secure.neighbours": 3}, "secure.neighbours=3: expected an even number, 2 or more, or null"),
-    "half": ((), {"secure.threshold": 0.5}, "secure.threshold=0.5: expected a number, more than 0.5, at most 1"),
-    "modulus": ((), {"secure.modulus_bits": 48}, "secure.modulus_bits=48: expected a number of bits, 32 or 64"),
+    "half": (
+        (),
+        {"secure.threshold": 0.5},
+        "secure.threshold=0.5: expected a number, more than 0.5, at most 1",
+    ),
+    "modulus": (
+        (),
+        {"secure.modulus_bits": 48},
+        "secure.modulus_bits=48: expected a number of bits, 32 or 64",
+    ),
 }
 
 
@@ -513,8 +543,14 @@ def test_what_does_not_go_together_is_refused_with_value_reason_and_remedy(name:
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"secure__bits": 30}, "secure.modulus_bits=32: sums of numbers of secure.bits=30 with a total weight of 51"),
-        ({"privacy": "central", "secure__bits": 4}, "secure.bits=4: rounding alone makes a vector of 1204 numbers"),
+        (
+            {"secure__bits": 30},
+            "secure.modulus_bits=32: sums of numbers of secure.bits=30 with a total weight of 51",
+        ),
+        (
+            {"privacy": "central", "secure__bits": 4},
+            "secure.bits=4: rounding alone makes a vector of 1204 numbers",
+        ),
         ({"clients_per_round": 2, "num_clients": None}, "a sum of so few"),
     ],
     ids=["modulus", "rounding", "two"],

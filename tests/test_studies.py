@@ -84,13 +84,17 @@ def test_images_are_the_first_of_each_class_and_means_over_pixels(tmp_path: Path
     said = studies.images(tmp_path, EMBEDDED, studies.Images(3, 2, 2))
     assert said.startswith("3 + 2 images a class of fashion_mnist_12k, shrunk 2 times; stratified subset")
     with np.load(tmp_path / "images.npz") as found:
-        assert np.bincount(found["y"]).tolist() == [3] * 10 and np.bincount(found["y_test"]).tolist() == [2] * 10
+        assert (
+            np.bincount(found["y"]).tolist() == [3] * 10 and np.bincount(found["y_test"]).tolist() == [2] * 10
+        )
         assert found["x"].shape == (30, 1, 14, 14) and found["x"].dtype == np.uint8
         first = found["x"][0, 0]
     whole = studies.data.load(studies.compose.config([f"data={EMBEDDED}"]).data, 0)
     means = whole.x[0, 0].double().reshape(14, 2, 14, 2).mean((1, 3))
     assert np.abs(first - means.numpy()).max() <= 0.5
-    assert studies.images(tmp_path, EMBEDDED, studies.Images(4, 2, 2)).startswith("4 + 2"), "not what was there"
+    assert studies.images(tmp_path, EMBEDDED, studies.Images(4, 2, 2)).startswith("4 + 2"), (
+        "not what was there"
+    )
 
 
 @pytest.mark.slow
