@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -53,7 +53,7 @@ def cohort(
     if isinstance(config.secure, SecureAggregation) and secure.is_stage(messages[0]):
         return [secure.answer(config.secure, m, c) for m, c in zip(messages, contexts, strict=True)]
     experiment = build(config, _place(contexts[0]))
-    seen: dict[int, ArrayRecord] = {}
+    seen: dict[int, _Sent] = {}
     orders = [_try_unpack(experiment, m, c, seen) for m, c in zip(messages, contexts, strict=True)]
     cohorts = plan(experiment, [order for order in orders if isinstance(order, Order)], stack_size)
     outcomes: dict[int, Outcome] = {
@@ -186,7 +186,12 @@ def _place(context: Context) -> Place | None:
 
 
 def _answered(
-    experiment: Experiment, message: Message, context: Context, order: Order, update: ClientUpdate, said: ClientUpdate
+    experiment: Experiment,
+    message: Message,
+    context: Context,
+    order: Order,
+    update: ClientUpdate,
+    said: ClientUpdate,
 ) -> Message:
     """The reply, and what this client keeps; neither, where a codec cannot carry what was computed.
 
@@ -195,77 +200,89 @@ def _answered(
     if update.test is not None:
         named = zip((adapter.TEST_LOSS, adapter.TEST_ACCURACY), update.test, strict=True)
         told = {name: value for name, value in named if value is not None}
-        return Message(adapter.content({}, metrics=adapter.metric_record(told)), reply_to=message)
+        return adapter.reply(adapter.content({}, metrics=adapter.metric_record(told)), message)
     leg = sending.Leg(experiment, "up", order.round, order.client)
-    vectors = _vectors(experiment, message, order, said)
+    vectors = _vectors(experiment, order, said)
     if experiment.secure is not None:
         try:
             content = secure.masked(experiment, message, context, order, vectors, said)
         except (ValueError, KeyError) as error:
             return adapter.error_reply(f"client {order.client}, round {order.round}: {error}", message)
         _keep(experiment, context, order, update)
-        return Message(content, reply_to=message)
+        return adapter.reply(content, message)
     records = _records(experiment, vectors, said)
     try:
-        packed, residuals = leg.pack(records, order.params, context.state.array_records)
+        packed, residuals = leg.pack(records, order.params, _kept(context))
     except ValueError as error:
-        return adapter.error_reply(
-            str(ClientError("pack", order.client, order.round, str(error))), message
-        )
+        return adapter.error_reply(str(ClientError("pack", order.client, order.round, str(error))), message)
     for key, residual in residuals.items():
         context.state[sending.residual_key(key)] = adapter.vector_record(residual)
     _keep(experiment, context, order, update)
     metrics = _metrics(experiment, order, update)
-    return Message(adapter.content(packed, metrics=metrics), reply_to=message)
+    return adapter.reply(adapter.content(packed, metrics=metrics), message)
+
+
+class _Sent(NamedTuple):
+    """What a message says, read once for all messages of a round that share a content."""
+
+    records: Mapping[str, ArrayRecord]
+    instructions: Mapping[str, Any]
+    model: tuple[Tensor, Tensor] | None
+    """Parameters and buffers; None where they came with the round's first exchange."""
 
 
 def _try_unpack(
-    experiment: Experiment, message: Message, context: Context, seen: dict[int, ArrayRecord]
+    experiment: Experiment, message: Message, context: Context, seen: dict[int, _Sent]
 ) -> Order | ClientError:
     client = int(context.node_config["partition-id"])
     round = -1
     try:
-        sent, instructions = adapter.of_kind(message.content, ArrayRecord), _instructions(message)
-        round = int(instructions[adapter.ROUND])  # type: ignore[arg-type]
-        if instructions.get(adapter.PERSONAL, False):
-            layouts = (experiment.task.layout, experiment.task.buffer_layout)
-            params, buffers = (
-                adapter.from_record(sent[adapter.ARRAYS], own, experiment.task.dtype) for own in layouts
-            )
-            return Order(client, round, params, buffers, personal=True)
-        leg = sending.Leg(experiment, "down", round)
-        return _unpack(experiment, leg.unpack(sent, seen=seen), instructions, context, client, round)
+        sent = seen.get(id(message.content))
+        if sent is None:
+            instructions = _instructions(message)
+            round = int(instructions[adapter.ROUND])
+            sent = seen[id(message.content)] = _read(experiment, message, instructions)
+        round = int(sent.instructions[adapter.ROUND])
+        return _order(experiment, sent, context, client, round)
     except Exception as error:
         return ClientError("unpack", client, round, f"{type(error).__name__}: {error}")
 
 
-def _instructions(message: Message) -> ConfigRecord:
+def _instructions(message: Message) -> Mapping[str, Any]:
     """The message's one ConfigRecord, whatever a strategy calls it."""
     records = adapter.of_kind(message.content, ConfigRecord)
-    return records[adapter.CONFIG] if adapter.CONFIG in records else next(iter(records.values()))
+    return dict(records[adapter.CONFIG] if adapter.CONFIG in records else next(iter(records.values())))
 
 
-def _unpack(
-    experiment: Experiment,
-    records: Mapping[str, ArrayRecord],
-    instructions: ConfigRecord,
-    context: Context,
-    client: int,
-    round: int,
-) -> Order:
-    task, config = experiment.task, experiment.config
+def _read(experiment: Experiment, message: Message, instructions: Mapping[str, Any]) -> _Sent:
+    records = adapter.of_kind(message.content, ArrayRecord)
+    if not instructions.get(adapter.PERSONAL, False):
+        records = sending.Leg(experiment, "down", int(instructions[adapter.ROUND])).unpack(records)
     if experiment.local_rule.wants_mean_gradient and adapter.ARRAYS not in records:
-        arrays = context.state.array_records[adapter.ARRAYS]  # it came with the round's first exchange
-    else:
-        arrays = records[adapter.ARRAYS] if adapter.ARRAYS in records else next(iter(records.values()))
+        return _Sent(records, instructions, None)
+    arrays = records[adapter.ARRAYS] if adapter.ARRAYS in records else next(iter(records.values()))
+    return _Sent(records, instructions, _model(experiment, arrays))
+
+
+def _model(experiment: Experiment, arrays: ArrayRecord) -> tuple[Tensor, Tensor]:
+    """The parameters (d,) and buffers of a model's record."""
+    task = experiment.task
     params, buffers = (
         adapter.from_record(arrays, layout, task.dtype) for layout in (task.layout, task.buffer_layout)
     )
+    return params, buffers
+
+
+def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, round: int) -> Order:
+    task, config, told, kept = experiment.task, experiment.config, sent.instructions, _kept(context)
+    params, buffers = sent.model or _model(experiment, kept[adapter.ARRAYS])
+    if told.get(adapter.PERSONAL, False):
+        return Order(client, round, params, buffers, personal=True)
     is_global = config.scaling.scope == "global"
-    memory, d_hat = _load_memory(context, task.layout.size, task.dtype), None
+    memory, d_hat = _load_memory(context, kept, task.layout.size, task.dtype), None
     if is_global:
-        memory, d_hat = _global_preconditioner(experiment, records, instructions, context, params, memory)
-    momentum_from = records if config.client.momentum_buffer == "averaged" else context.state.array_records
+        memory, d_hat = _global_preconditioner(experiment, sent, context, kept, params, memory)
+    momentum_from = sent.records if config.client.momentum_buffer == "averaged" else kept
     return Order(
         client,
         round,
@@ -274,20 +291,29 @@ def _unpack(
         d_hat,
         memory,
         _vector(momentum_from, adapter.MOMENTUM, task.layout.size, task.dtype),
-        clock=int(instructions.get("clock", 0)),  # type: ignore[arg-type]
-        measure=bool(instructions.get("measure", False))
+        clock=int(told.get("clock", 0)),
+        measure=bool(told.get("measure", False))
         if is_global
         else not experiment.scaling.is_identity and round % config.scaling.refresh_every == 0,
-        state=_rule_state(experiment, records, context),
-        prepare=bool(instructions.get("prepare", False)),
+        state=_rule_state(experiment, sent.records, kept),
+        prepare=bool(told.get("prepare", False)),
+        mix=bool(told.get("mix", False)),
+        due=tuple(str(told["due"]).split()) if "due" in told else None,
     )
 
 
-def _rule_state(experiment: Experiment, sent: Mapping[str, ArrayRecord], context: Context) -> State:
+def _kept(context: Context) -> dict[str, ArrayRecord]:
+    """The vectors that this client keeps."""
+    return adapter.of_kind(context.state, ArrayRecord)
+
+
+def _rule_state(
+    experiment: Experiment, sent: Mapping[str, ArrayRecord], kept: Mapping[str, ArrayRecord]
+) -> State:
     """The local rule's vectors: what the server sent goes before what this client kept."""
     task, state = experiment.task, {}
     for name, size in experiment.local_rule.sizes.items():
-        for records in (sent, context.state.array_records):
+        for records in (sent, kept):
             if name in records:
                 state[name] = adapter.from_vector_record(records[name], size(task.layout), task.dtype)
                 break
@@ -296,25 +322,26 @@ def _rule_state(experiment: Experiment, sent: Mapping[str, ArrayRecord], context
 
 def _global_preconditioner(
     experiment: Experiment,
-    records: Mapping[str, ArrayRecord],
-    instructions: ConfigRecord,
+    sent: _Sent,
     context: Context,
+    own: Mapping[str, ArrayRecord],
     params: Tensor,
     memory: Memory | None,
 ) -> tuple[Memory | None, Tensor | None]:
     """The D-hat of this round: sent, or kept from an earlier round, or derived from the last displacement."""
+    records, instructions = sent.records, sent.instructions
     task, scaling, size = experiment.task, experiment.scaling, experiment.task.layout.size
     if adapter.PRECONDITIONER in records:
         return None, adapter.from_vector_record(records[adapter.PRECONDITIONER], size, task.dtype)
     if adapter.MEMORY in records:
         value = adapter.from_vector_record(records[adapter.MEMORY], size, task.dtype)
-        memory = Memory(value, int(instructions["clock"]))  # type: ignore[arg-type]
+        memory = Memory(value, int(instructions["clock"]))
         return memory, scaling.d_hat(memory)
     if "mean-steps" in instructions:
-        before = _vector(context.state.array_records, adapter.ARRAYS, size, task.dtype)
+        before = _vector(own, adapter.ARRAYS, size, task.dtype)
         if memory is None or before is None:
             raise ValueError("asked to derive the preconditioner, but the last round's model is not here")
-        steps, step_size = float(instructions["mean-steps"]), experiment.config.client.step_size  # type: ignore[arg-type]
+        steps, step_size = float(instructions["mean-steps"]), experiment.config.client.step_size
         h = server_step.displacement(before, params, scaling.d_hat(memory), steps, step_size)
         memory = scaling.refresh(memory, h)
         return memory, scaling.d_hat(memory)
@@ -323,30 +350,27 @@ def _global_preconditioner(
         return start if experiment.keeps_preconditioner else None, None
     if memory is not None and memory.clock == instructions["clock"]:
         return memory, scaling.d_hat(memory)
-    kept = _vector(context.state.array_records, adapter.PRECONDITIONER, size, task.dtype)
+    kept = _vector(own, adapter.PRECONDITIONER, size, task.dtype)
     if kept is None or _clock(context) != instructions["clock"]:
         raise ValueError(f"no preconditioner of clock {instructions['clock']!r} is kept here")
     return None, kept
 
 
-def _vectors(
-    experiment: Experiment, message: Message, order: Order, update: ClientUpdate
-) -> dict[str, Tensor]:
+def _vectors(experiment: Experiment, order: Order, update: ClientUpdate) -> dict[str, Tensor]:
     """The vectors that were asked for, with local privacy clipped and noised."""
-    config, instructions = experiment.config, _instructions(message)
+    config = experiment.config
     vectors = {
         adapter.ARRAYS: update.params,
         adapter.STATISTIC: update.statistic if config.scaling.scope == "global" else None,
         adapter.MOMENTUM: update.momentum if config.client.momentum_buffer == "averaged" else None,
     }
-    if instructions.get("mix", False):
+    if order.mix:
         nothing_yet = update.d_hat is None
         vectors[adapter.PRECONDITIONER] = torch.ones_like(order.params) if nothing_yet else update.d_hat
     if order.prepare:
         vectors[adapter.GRADIENT] = update.state[adapter.GRADIENT]
     sends = [name for name in experiment.local_rule.sends if name in update.state]
-    due = str(instructions.get("due", " ".join(sends))).split()
-    vectors |= {name: update.state[name] for name in sends if name in due}
+    vectors |= {name: update.state[name] for name in sends if order.due is None or name in order.due}
     asked = {key: vector for key, vector in vectors.items() if vector is not None}
     if experiment.mechanism is not None and experiment.mechanism.kind == "local":
         asked = _noised(experiment, experiment.mechanism, order, asked)
@@ -430,14 +454,16 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
         context.state[adapter.CONFIG] = ConfigRecord({"clock": clock})
 
 
-def _vector(records: object, key: str, size: int, dtype: torch.dtype) -> Tensor | None:
-    return adapter.from_vector_record(records[key], size, dtype) if key in records else None  # type: ignore[operator,index]
+def _vector(records: Mapping[str, ArrayRecord], key: str, size: int, dtype: torch.dtype) -> Tensor | None:
+    return adapter.from_vector_record(records[key], size, dtype) if key in records else None
 
 
 def _clock(context: Context) -> int:
     return int(context.state.config_records[adapter.CONFIG]["clock"])  # type: ignore[arg-type]
 
 
-def _load_memory(context: Context, size: int, dtype: torch.dtype) -> Memory | None:
-    value = _vector(context.state.array_records, adapter.MEMORY, size, dtype)
+def _load_memory(
+    context: Context, kept: Mapping[str, ArrayRecord], size: int, dtype: torch.dtype
+) -> Memory | None:
+    value = _vector(kept, adapter.MEMORY, size, dtype)
     return None if value is None else Memory(value, _clock(context))

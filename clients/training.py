@@ -22,6 +22,7 @@ from fedscale_local.local_rule import State
 from fedscale_local.randomness import derive, generator
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.tasks import Batch, Looped, Stacked
+from fedscale_local.vector import is_finite
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ class Order:
     """What the local rule was sent and what it kept, by name; what is missing is zero."""
     prepare: bool = False
     """Is the full-batch gradient at x wanted, and no step?"""
+    mix: bool = False
+    """Is the D-hat of the steps wanted, for preconditioned mixing?"""
+    due: tuple[str, ...] | None = None
+    """What of the local rule's vectors is wanted; None: all that it sends."""
     personal: bool = False
     """Is it wanted how the client does on its test examples once it has made the model its own?"""
 
@@ -102,7 +107,7 @@ def _finite(order: Order, update: ClientUpdate) -> Outcome:
     vectors = {"model": update.params, "statistic": update.statistic, "momentum": update.momentum}
     vectors |= {"D": update.memory and update.memory.value, **update.state}
     for name, vector in vectors.items():
-        if vector is not None and not bool(vector.isfinite().all()):
+        if vector is not None and not is_finite(vector):
             reason = f"its {name} is no longer finite (mean loss {update.loss:g})"
             return ClientError("train", order.client, order.round, reason)
     return update

@@ -49,7 +49,7 @@ def pack(parts: Sequence[Part]) -> RecordDict:
     tree, vectors = checkpoint.encode([rows, [_plain(record) for _, record in table.values()]])
     arrays = ArrayRecord()
     for number, vector in vectors.items():
-        arrays[number] = adapter.LazyArray(vector, vector)
+        arrays[number] = adapter.lazy(vector)
     return adapter.content({adapter.ARRAYS: arrays}, config=ConfigRecord({PARTS: json.dumps(tree)}))
 
 

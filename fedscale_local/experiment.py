@@ -92,6 +92,11 @@ class Experiment:
         return local_rules.make(config.local, Setting(self.task.layout, self.config.client.step_size))
 
     @cached_property
+    def sends_plain(self) -> bool:
+        """Does everything travel as it is?"""
+        return self.config.sending.is_plain
+
+    @cached_property
     def quadratic(self) -> Quadratic | None:
         """The mean objective in closed form, where the data are generated quadratics and the model is linear."""
         config, data = self.config, self.dataset

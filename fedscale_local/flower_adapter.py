@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from io import BytesIO
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app.constants import DEFAULT_TTL
+from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from flwr.proto.log_pb2 import PushLogsRequest
 from flwr.serverapp import Grid
@@ -54,31 +57,39 @@ Sections = Sequence[tuple[Layout, Tensor]]
 
 
 class LazyArray(Array):
-    """A Flower Array over a live tensor: `view`, a part of the flat vector `flat`."""
+    """A Flower Array over a live tensor: the part of the flat vector `flat` that begins at `start`."""
 
-    def __init__(self, view: Tensor, flat: Tensor) -> None:
+    def __init__(self, flat: Tensor, start: int, shape: tuple[int, ...]) -> None:
         # Array.__init__ would serialise; the dataclass fields are set beside it.
         self.__dict__.update(
-            dtype=_name(view.dtype),
-            shape=tuple(view.shape),
-            stype="numpy.ndarray",
-            view=view,
-            flat=flat,
+            dtype=_name(flat.dtype), shape=shape, stype="numpy.ndarray", flat=flat, start=start
         )
+
+    @property
+    def view(self) -> Tensor:
+        flat, start, shape = (self.__dict__[name] for name in ("flat", "start", "shape"))
+        part: Tensor = flat[start : start + math.prod(shape)]
+        return part.view(shape)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         buffer = BytesIO()
-        np.save(buffer, self.__dict__["view"].numpy(), allow_pickle=False)
+        np.save(buffer, self.view.numpy(), allow_pickle=False)
         return buffer.getvalue()
 
     def numpy(self) -> np.ndarray:
         """A copy, as from bytes: whoever changes it in place changes nobody else's."""
-        copy: np.ndarray = self.__dict__["view"].numpy().copy()
+        copy: np.ndarray = self.view.numpy().copy()
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def lazy(tensor: Tensor) -> LazyArray:
+    """An Array over a tensor (...), which is the whole of a flat vector."""
+    flat = tensor if tensor.dim() == 1 else tensor.reshape(-1)
+    return LazyArray(flat, 0, tuple(tensor.shape))
 
 
 @lru_cache
@@ -95,26 +106,38 @@ def to_record(sections: Sections) -> ArrayRecord:
     arrays = {}
     for layout, flat in sections:
         flat = flat.detach()
-        for name, view in layout.split(flat).items():
-            arrays[name] = LazyArray(view, flat)
-    record: ArrayRecord = _filled(ArrayRecord(), arrays)
+        for name, start, shape in zip(layout.names, layout.starts, layout.shapes, strict=True):
+            arrays[name] = LazyArray(flat, start, shape)
+    record: ArrayRecord = _filled(ArrayRecord, arrays)
     return record
 
 
-def _filled(record: Any, values: Mapping[str, Any]) -> Any:
-    """A new record with these values, which are known to fit: Flower's own way looks at each of them, in 5 us."""
-    record.__dict__["_data"].update(values)
+def _held(record: Any) -> dict[str, Any]:
+    """What a record holds, by name, without Flower's views of it."""
+    held: dict[str, Any] = record.__dict__["_data"]
+    return held
+
+
+def _filled(kind: Any, values: dict[str, Any]) -> Any:
+    """A new record that holds these values, which are known to fit: Flower's own way looks at each, in 5 us."""
+    record = kind.__new__(kind)
+    record.__dict__.update(_blank(kind).__dict__, _data=values)
     return record
+
+
+@lru_cache
+def _blank(kind: Any) -> Any:
+    return kind()
 
 
 def of_kind(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
     """A message's records of one kind, by name. `content.array_records` is a copy that keeps itself up to date."""
-    return {name: record for name, record in content.items() if isinstance(record, kind)}
+    return {name: record for name, record in _held(content).items() if isinstance(record, kind)}
 
 
 def metric_record(metrics: Mapping[str, int | float]) -> MetricRecord:
     """A MetricRecord of these numbers."""
-    record: MetricRecord = _filled(MetricRecord(), metrics)
+    record: MetricRecord = _filled(MetricRecord, dict(metrics))
     return record
 
 
@@ -136,11 +159,8 @@ def sections(record: ArrayRecord) -> list[tuple[Layout, Tensor]]:
 
 def _fills(layout: Layout, arrays: Mapping[str, Array], flat: Tensor) -> bool:
     """Are these arrays the whole of the flat vector, one behind the other?"""
-    starts = accumulate(layout.sizes, initial=0)
-    return (flat.dim(), flat.numel()) == (1, layout.size) and all(
-        view.numel() == 0 or view.data_ptr() == flat.data_ptr() + start * flat.itemsize
-        for view, start in zip((array.__dict__["view"] for array in arrays.values()), starts, strict=False)
-    )
+    starts = tuple(array.__dict__["start"] for array in arrays.values())
+    return (flat.numel(), starts) == (layout.size, layout.starts)
 
 
 def vector_record(flat: Tensor) -> ArrayRecord:
@@ -154,9 +174,12 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
     Raises ValueError for a missing name, another shape or another type of numbers.
     """
     if not layout.names:
-        return torch.zeros(0, dtype=dtype)
+        return _nothing(dtype)
+    arrays = _held(record)
+    live = _live_flat(arrays, layout, dtype)
+    if live is not None:
+        return live
     expected = _name(dtype)
-    flats, arrays = set(), dict(record.items())
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         array = arrays.get(name)
         if array is None:
@@ -165,11 +188,6 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
             raise ValueError(
                 f"array {name!r} is {array.dtype} {tuple(array.shape)}, expected {expected} {shape}"
             )
-        flats.add(id(array.__dict__.get("flat")) if isinstance(array, LazyArray) else None)
-    first = arrays[layout.names[0]]
-    if len(flats) == 1 and isinstance(first, LazyArray) and first.__dict__["flat"].numel() == layout.size:
-        live: Tensor = first.__dict__["flat"]
-        return live
     named = {}
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         found = np.asarray(record[name].numpy(), order="C")
@@ -179,13 +197,34 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
     return layout.join(named)
 
 
+def _live_flat(arrays: Mapping[str, Array], layout: Layout, dtype: torch.dtype) -> Tensor | None:
+    """The flat vector of which the layout's arrays are the parts; None where they are no parts of one."""
+    first = arrays.get(layout.names[0])
+    flat: Tensor | None = None if first is None else first.__dict__.get("flat")
+    if flat is None or flat.dtype != dtype or flat.numel() != layout.size:
+        return None
+    for name, start, shape in zip(layout.names, layout.starts, layout.shapes, strict=True):
+        array = arrays.get(name)
+        if array is None:
+            return None
+        told = array.__dict__
+        if told.get("flat") is not flat or told["start"] != start or told["shape"] != shape:
+            return None
+    return flat
+
+
+@lru_cache
+def _nothing(dtype: torch.dtype) -> Tensor:
+    return torch.zeros(0, dtype=dtype)
+
+
 def in_dtype(record: ArrayRecord, dtype: torch.dtype) -> ArrayRecord:
     """The record with floating-point arrays of this type; Flower's FedAdam, for one, turns float32 into float64."""
     expected = _name(dtype)
     for name, array in record.items():
         if array.dtype != expected:
             tensor = torch.from_numpy(array.numpy()).to(dtype)
-            record[name] = LazyArray(tensor, tensor)
+            record[name] = lazy(tensor)
     return record
 
 
@@ -199,37 +238,42 @@ def private_copy(message: Message) -> Message:
     return with_content(message, RecordDict({key: record.copy() for key, record in message.content.items()}))
 
 
-def num_bytes(content: RecordDict) -> int:
-    """Bytes of all numbers in a message's arrays, without Flower's headers."""
-    return sum(map(record_bytes, of_kind(content, ArrayRecord).values()))
+def num_bytes(content: RecordDict) -> tuple[int, int]:
+    """Bytes of all numbers in a message's arrays, and of all the rest: metrics, settings, and all names."""
+    arrays = rest = 0
+    for name, record in _held(content).items():
+        rest += len(name)
+        for key, value in _held(record).items():
+            rest += len(key)
+            if isinstance(value, Array):
+                arrays += _array_bytes(value)
+            else:
+                rest += _size(value)
+    return arrays, rest
 
 
 def record_bytes(record: ArrayRecord) -> int:
     """Bytes of all numbers in a record, without Flower's headers."""
-    return sum(map(_array_bytes, record.values()))
+    return sum(map(_array_bytes, _held(record).values()))
 
 
 def _array_bytes(array: Array) -> int:
     """Bytes of an array's numbers; of one that claims what its bytes cannot hold, those bytes."""
-    held = math.inf if isinstance(array, LazyArray) else len(array.data)
+    if type(array) is LazyArray:
+        told = array.__dict__
+        return math.prod(told["shape"]) * int(told["flat"].itemsize)
+    held = len(array.data)
     try:
         claimed = math.prod(array.shape) * np.dtype(array.dtype).itemsize
     except TypeError:
         claimed = -1
-    return claimed if 0 <= claimed <= held else int(held)
-
-
-def text_bytes(content: RecordDict) -> int:
-    """Bytes of everything in a message but its arrays: metrics, settings, and all names."""
-    return sum(
-        len(name)
-        + sum(len(key) + (0 if isinstance(value, Array) else _size(value)) for key, value in record.items())
-        for name, record in content.items()
-    )
+    return claimed if 0 <= claimed <= held else held
 
 
 def _size(value: Any) -> int:
     """Bytes of a metric or setting, as Flower sends it."""
+    if type(value) is float or type(value) is int:
+        return 8
     if isinstance(value, list):
         return sum(map(_size, value)) if value and isinstance(value[0], str | bytes) else 8 * len(value)
     return len(value) if isinstance(value, str | bytes) else 8
@@ -238,7 +282,7 @@ def _size(value: Any) -> int:
 def encoded_record(data: Tensor, beside: Mapping[str, Array]) -> ArrayRecord:
     """The bytes of one encoded vector, uint8 (n,), and the arrays that travel beside it as they are."""
     record = ArrayRecord()
-    record[ENCODED] = LazyArray(data, data)
+    record[ENCODED] = lazy(data)
     for name, array in beside.items():
         record[name] = array
     return record
@@ -256,7 +300,45 @@ def with_content(message: Message, content: RecordDict) -> Message:
 
 
 def message_to(node: int, content: RecordDict, message_type: str = "train") -> Message:
-    return Message(content=content, dst_node_id=node, message_type=message_type)
+    return _message(
+        content,
+        _run_id=TaskIdentity.run_id,
+        _src_node_id=TaskIdentity.node_id,
+        _dst_node_id=node,
+        _src_task_id=TaskIdentity.task_id,
+        _dst_task_id=None,
+        _reply_to_message_id="",
+        _group_id="",
+        _created_at=time.time(),
+        _ttl=DEFAULT_TTL,
+        _message_type=message_type,
+    )
+
+
+def reply(content: RecordDict, reply_to: Message) -> Message:
+    """A client's answer to a message."""
+    asked, now = reply_to.metadata.__dict__, time.time()
+    return _message(
+        content,
+        _run_id=asked["_run_id"],
+        _src_node_id=asked["_dst_node_id"],
+        _dst_node_id=asked["_src_node_id"],
+        _src_task_id=asked["_dst_task_id"],
+        _dst_task_id=asked["_src_task_id"],
+        _reply_to_message_id=asked["_message_id"],
+        _group_id=asked["_group_id"],
+        _created_at=now,
+        _ttl=asked["_created_at"] + asked["_ttl"] - now,
+        _message_type=asked["_message_type"],
+    )
+
+
+def _message(content: RecordDict, **told: Any) -> Message:
+    """A Message as Flower's constructor leaves it, which looks at its arguments for 20 us."""
+    metadata, message = Metadata.__new__(Metadata), Message.__new__(Message)
+    metadata.__dict__.update(told, _message_id="", _delivered_at="")
+    message.__dict__.update(_metadata=metadata, _content=content, _error=None)
+    return message
 
 
 def error_reply(reason: str, reply_to: Message) -> Message:
@@ -302,7 +384,7 @@ def content(
         records[CONFIG] = config
     if metrics is not None:
         records[METRICS] = metrics
-    filled: RecordDict = _filled(RecordDict(), records)
+    filled: RecordDict = _filled(RecordDict, records)
     return filled
 
 
@@ -327,8 +409,8 @@ def dump_records(records: RecordDict) -> dict[str, Any]:
 def _live(array: Array) -> Tensor:
     """The tensor behind an array, shared where clients share it."""
     if isinstance(array, LazyArray):
-        view: Tensor = array.__dict__["view"]
-        return array.__dict__["flat"] if view.numel() == array.__dict__["flat"].numel() else view
+        flat: Tensor = array.__dict__["flat"]
+        return flat if tuple(flat.shape) == array.shape else array.view
     return torch.from_numpy(array.numpy())
 
 
@@ -345,7 +427,7 @@ def load_records(state: Mapping[str, Mapping[str, Any]]) -> RecordDict:
         if kept["kind"] == "ArrayRecord":
             arrays = ArrayRecord()
             for name, value in values.items():
-                arrays[name] = LazyArray(value, value)
+                arrays[name] = lazy(value)
             records[key] = arrays
         else:
             records[key] = (MetricRecord if kept["kind"] == "MetricRecord" else ConfigRecord)(dict(values))
@@ -411,7 +493,9 @@ def seeded_globals(seed: int, round: int, node: int = 0) -> Iterator[None]:
     number = derive(seed, "flower", round, node)
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.manual_seed(number)
+    torch.default_generator.manual_seed(
+        number
+    )  # torch.manual_seed seeds GPUs as well, which takes a millisecond
     try:
         yield
     finally:

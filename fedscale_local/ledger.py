@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -25,14 +26,15 @@ def written(
     for message in messages:
         if not isinstance(message, Message) or not message.has_content():
             continue
-        key = id(message.content)  # messages of a round often share it
-        if key not in sizes:
-            sizes[key] = {}
-            for name, record in adapter.of_kind(message.content, ArrayRecord).items():
+        content = message.content
+        own = sizes.get(id(content))  # messages of a round often share it
+        if own is None:
+            own = sizes[id(content)] = {}
+            for name, record in adapter.of_kind(content, ArrayRecord).items():
                 group = group_of(name)
-                sizes[key][group] = sizes[key].get(group, 0) + adapter.record_bytes(record)
+                own[group] = own.get(group, 0) + adapter.record_bytes(record)
         client = client_of.get(getattr(message.metadata, end))
-        book[client] = added(book.get(client, {}), sizes[key])
+        book[client] = added(book[client], own) if client in book else own
     return book
 
 
@@ -46,9 +48,10 @@ def added(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]
 
 
 def by_group(*books: Ledger) -> dict[str, int]:
-    """The bytes of all clients in these ledgers."""
-    total: dict[str, int] = {}
+    """The bytes of all clients in these ledgers, groups in alphabetical order."""
+    total: Counter[str] = Counter()
     for book in books:
         for sizes in book.values():
-            total = added(total, sizes)
-    return total
+            for group, size in sizes.items():
+                total[group] += size
+    return dict(sorted(total.items()))

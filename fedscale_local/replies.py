@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -146,14 +147,11 @@ def _size_fault(experiment: Experiment, content: RecordDict) -> str | None:
     """More than any client of this run needs to say?"""
     task = experiment.task
     model = (task.layout.size + task.buffer_layout.size) * task.dtype.itemsize
-    found, limit = adapter.num_bytes(content), MODELS_AT_MOST * model + BYTES_AT_MOST
-    if found > limit:
-        return f"its arrays hold {found} bytes, at most {limit} are taken (the model has {model})"
-    found = adapter.text_bytes(content)
+    (arrays, rest), limit = adapter.num_bytes(content), MODELS_AT_MOST * model + BYTES_AT_MOST
+    if arrays > limit:
+        return f"its arrays hold {arrays} bytes, at most {limit} are taken (the model has {model})"
     return (
-        f"its metrics hold {found} bytes, at most {BYTES_AT_MOST} are taken"
-        if found > BYTES_AT_MOST
-        else None
+        f"its metrics hold {rest} bytes, at most {BYTES_AT_MOST} are taken" if rest > BYTES_AT_MOST else None
     )
 
 
@@ -164,11 +162,19 @@ def _numbers_fault(vector: Tensor) -> str | None:
     """
     if not vector.is_floating_point() or vector.numel() == 0:
         return None
-    low, high = (float(end) for end in torch.aminmax(vector))
+    limit = _largest(vector.dtype, vector.numel())
+    if torch.dot(vector, vector).item() < limit * limit:
+        return None  # then no number is larger than that, and this is a quarter of the time
+    low, high = (end.item() for end in torch.aminmax(vector))
     if not (math.isfinite(low) and math.isfinite(high)):
         return "not all numbers are finite"
-    largest, limit = max(-low, high), math.sqrt(torch.finfo(vector.dtype).max / vector.numel()) / 64
+    largest = max(-low, high)
     return f"a number of size {largest:.3g}, expected less than {limit:.3g}" if largest > limit else None
+
+
+@lru_cache
+def _largest(dtype: torch.dtype, size: int) -> float:
+    return math.sqrt(torch.finfo(dtype).max / size) / 64
 
 
 def _vectors(
@@ -192,7 +198,7 @@ def _vectors(
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     for name in set(records) - {model} if expected is None else ():
-        yield from ((name, torch.from_numpy(array.numpy())) for array in records[name].values())
+        yield from ((name, torch.from_numpy(array.numpy().reshape(-1))) for array in records[name].values())
 
 
 def _foreign_metrics_fault(experiment: Experiment, weight: str, content: RecordDict) -> str | None:
@@ -214,17 +220,17 @@ def _integers(value: Any) -> list[int]:
 
 def _metrics_fault(experiment: Experiment, client: int, has_stepped: bool, content: RecordDict) -> str | None:
     """What no client may say about itself: more examples than the partition gives it, or more steps than asked."""
-    metrics, config = adapter.of_kind(content, MetricRecord)[adapter.METRICS], experiment.config.client
+    metrics = dict(adapter.of_kind(content, MetricRecord)[adapter.METRICS].items())
     if metrics["client"] != client:
         return f"client={metrics['client']}: the reply came from client {client}"
-    held = int(experiment.partition.sizes[client])
-    bounds = {
-        adapter.NUM_EXAMPLES: (0, held),
-        # An epoch has no more batches than examples.
-        "local-steps": (0 if has_stepped else -1, config.local_steps or (config.local_epochs or 1) * held),
-        "train-loss": (-math.inf, math.inf),
-    }
-    return next(filter(None, (_misfit(name, metrics[name], *ends) for name, ends in bounds.items())), None)
+    config, held = experiment.config.client, int(experiment.partition.sizes[client])
+    # An epoch has no more batches than examples.
+    steps = config.local_steps or (config.local_epochs or 1) * held
+    return (
+        _misfit(adapter.NUM_EXAMPLES, metrics[adapter.NUM_EXAMPLES], 0, held)
+        or _misfit("local-steps", metrics["local-steps"], 0 if has_stepped else -1, steps)
+        or _misfit("train-loss", metrics["train-loss"], -math.inf, math.inf)
+    )
 
 
 def _misfit(name: str, value: Any, above: float, most: float) -> str | None:
@@ -240,10 +246,9 @@ def _outvoted(good: Mapping[int, Message]) -> list[int]:
     """Clients whose records are of another form than those of most; where as many say this as that, the first wins."""
     forms = {
         client: frozenset(
-            (name, key, _form(record[key]) if key is not None else None)
-            for records in (reply.content.array_records, reply.content.metric_records)
-            for name, record in records.items()
-            for key in (*record, None)
+            (name, frozenset((key, _form(value)) for key, value in record.items()))
+            for name, record in reply.content.items()
+            if isinstance(record, ArrayRecord | MetricRecord)
         )
         for client, reply in good.items()
     }

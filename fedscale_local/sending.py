@@ -77,7 +77,9 @@ class Leg:
         x: the model received, (d,), going up. residuals: what earlier messages failed to say, none at first.
         Raises ValueError for a vector that its codec cannot carry.
         """
-        packed, left = dict(records), {}
+        packed, left = dict(records), dict[str, Tensor]()
+        if self.experiment.sends_plain:
+            return packed, left
         for key, record in records.items():
             codec = self.codec(key)
             if codec is None:
@@ -105,17 +107,16 @@ class Leg:
         records: Records,
         x: Tensor | None = None,
         sent: Tensor | None = None,
-        seen: dict[int, ArrayRecord] | None = None,
     ) -> dict[str, ArrayRecord]:
         """The inverse of `pack`, as far as the codecs allow.
 
         x: the server's model, and sent: what clients made of it, going up. What a client added to `sent` is put on x,
         so that the error of the way down does not pile up in the model (Philippenko and Dieuleveut 2021).
-        seen: records that were decoded before, by identity; messages of one round share theirs.
-
         Raises ValueError for bytes that are none of the codec's.
         """
         plain = dict(records)
+        if self.experiment.sends_plain:
+            return plain
         for key, record in records.items():
             codec = self.codec(key)
             if codec is None:
@@ -126,10 +127,6 @@ class Leg:
                 continue
             if adapter.ENCODED not in record:
                 raise ValueError(f"{key}: no array {adapter.ENCODED!r}, though sending says {codec.name}")
-            known = id(record[adapter.ENCODED])
-            if seen is not None and known in seen:
-                plain[key] = seen[known]
-                continue
             data = adapter.from_encoded_record(record)
             try:
                 vector = codec.decode(data, self._size(key), self._dtype, self._stream(key))
@@ -139,8 +136,6 @@ class Leg:
                 plain[key] = self._model(record, vector if x is None else x + vector)
             else:
                 plain[key] = adapter.vector_record(vector)
-            if seen is not None:
-                seen[known] = plain[key]
         return plain
 
     def _model(self, record: ArrayRecord, params: Tensor) -> ArrayRecord:

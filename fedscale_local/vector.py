@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -39,6 +40,11 @@ class Layout:
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each tensor begins."""
+        return tuple(accumulate(self.sizes, initial=0))[:-1]
+
+    @cached_property
     def size(self) -> int:
         """d, the length of the flat vector."""
         return sum(self.sizes)
@@ -59,3 +65,8 @@ class Layout:
             for name, shape in zip(self.names, self.shapes, strict=True)
         ]
         return torch.cat(parts, dim=-1)
+
+
+def is_finite(vector: Tensor) -> bool:
+    """Are all numbers of a vector (d,) finite? A sum of squares tells most of the time, and is quick."""
+    return math.isfinite(torch.dot(vector, vector).item()) or bool(vector.isfinite().all())

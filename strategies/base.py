@@ -7,7 +7,7 @@ FedAvg, which with local steps is Local SGD (McMahan et al. 2017, Algorithm 1): 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -221,7 +221,9 @@ class FederatedStrategy(Strategy):
                 new = {name: adapter.vector_record(v) for name, v in vectors.items() if name not in packed}
                 packed |= leg.pack(new)[0]  # a vector is the same for all who are sent it
                 model = {} if server_round in self.prepared else {adapter.ARRAYS: self.model}
-                contents[key] = adapter.content(model | {name: packed[name] for name in vectors}, instructions)
+                contents[key] = adapter.content(
+                    model | {name: packed[name] for name in vectors}, instructions
+                )
             messages.append(adapter.message_to(self.nodes[client], contents[key]))
         return messages
 
@@ -252,7 +254,10 @@ class FederatedStrategy(Strategy):
     def _taken(self, round: int, replies: Iterable[Message]) -> tuple[list[Reply], list[float]]:
         """What the round's update is made of, and the weights: the replies, or with central privacy and with secure
         aggregation one in the place of all of them. What is computed of that afterwards costs no more."""
-        unpacked = [self._unpack(round, message) for message in replies] if self.secure is None else []
+        expected = self.expects(round)
+        unpacked = (
+            [self._unpack(round, message, expected) for message in replies] if self.secure is None else []
+        )
         self.answered = [reply.client for reply in unpacked] if self.secure is None else self.secure.clients
         if self.is_central or (self.secure is not None and self.answered):
             return [self._together(round, unpacked)], [1.0]
@@ -352,9 +357,8 @@ class FederatedStrategy(Strategy):
         """A reply's records as plain vectors; ValueError for bytes that are none of their codec's."""
         return sending.Leg(self.experiment, "up", round, client).unpack(records, self.params, self.sent)
 
-    def _unpack(self, round: int, message: Message) -> Reply:
+    def _unpack(self, round: int, message: Message, expected: Mapping[str, int]) -> Reply:
         metrics: MetricRecord = message.content[adapter.METRICS]  # type: ignore[assignment]
-        expected = self.expects(round)
         client = int(metrics["client"])  # type: ignore[arg-type]
         records = self.decoded(round, client, adapter.of_kind(message.content, ArrayRecord))
         layouts = (self.task.layout, self.task.buffer_layout)

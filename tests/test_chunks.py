@@ -226,12 +226,12 @@ def test_what_clients_share_crosses_once(tmp_path: Path, arrays: Path) -> None:
     up = []
 
     def noted(round: int, number: int, reply: Message) -> Message:
-        up.append(adapter.num_bytes(reply.content))
+        up.append(adapter.num_bytes(reply.content)[0])
         return reply
 
     more = {"dtype": "float64", "scaling.refresh_every": 2, "clients_per_round": None, "num_rounds": 4}
     _, nodes = in_chunks(tmp_path / "run", arrays, 1, "scaling=oasis", spoil=noted, **more)
-    down = [adapter.num_bytes(message.content) for (message,) in nodes.sent]
+    down = [adapter.num_bytes(message.content)[0] for (message,) in nodes.sent]
     model = 8 * (4 * 3 + 3)
     # The probe; the first D is sent; it is there; the second D is sent, and the first comes along; it is there.
     assert [found / model for found in down] == [1, 2, 2, 3, 2]
@@ -257,7 +257,7 @@ def test_parts_come_back_as_they_were() -> None:
     ]
     parts.append(chunk.Part(7, "it failed", RecordDict()))
     content = pickle.loads(pickle.dumps(chunk.pack(parts)))
-    assert adapter.num_bytes(content) == 4 * (2 * layout.size + 3 * 2)
+    assert adapter.num_bytes(content)[0] == 4 * (2 * layout.size + 3 * 2)
     back = chunk.unpack(content)
     assert [part.client for part in back] == [4, 0, 9, 7]
     assert (back[3].said, dict(back[3].state)) == ("it failed", {})

@@ -68,6 +68,24 @@ def test_a_message_gets_its_id_by_one_private_field_and_the_reply_names_it() -> 
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (7, 1)
 
 
+@pytest.mark.parametrize("kind", ["train", adapter.STATE, adapter.CHUNK])
+def test_messages_are_what_flowers_constructor_makes(kind: str) -> None:
+    """The adapter fills their fields itself, and at once."""
+    content = RecordDict()
+    ours, theirs = adapter.message_to(7, content, kind), Message(content, 7, kind)
+    pairs = [(ours, theirs)]
+    for message in pairs[0]:
+        adapter.stamp(message, "3")
+    pairs.append((adapter.reply(content, ours), Message(content, reply_to=theirs)))
+    for one, other in pairs:
+        assert (one.content, one.has_error()) == (content, False) and vars(one).keys() == vars(other).keys()
+        times = ("_created_at", "_ttl")
+        told, expected = dict(vars(one.metadata)), dict(vars(other.metadata))
+        ends = [tuple(fields.pop(name) for name in times) for fields in (told, expected)]
+        assert told == expected, "Message has other fields: see adapter.message_to and adapter.reply"
+        assert ends[0] == pytest.approx(ends[1], abs=1.0)
+
+
 def test_a_message_on_its_way_keeps_the_servers_records_apart_from_the_clients() -> None:
     sent = adapter.stamp(
         adapter.message_to(7, adapter.content({"arrays": adapter.to_record([(LAYOUT, values())])})), "1"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class Partition:
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[client] for client in range(len(self)))
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
         """(clients,) number of examples of each."""
         return np.diff(self.offsets)
