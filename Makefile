@@ -38,8 +38,9 @@ test: $(TEST)/installed
 	$(TEST)/bin/mypy
 	$(TEST)/bin/pytest $(IN_PARALLEL)
 
+# Nodes, Ray and killed runs wait for each other for a good part of the time: one worker more than there are cores.
 slow: $(TEST)/installed
-	@$(TEST)/bin/pytest -m slow --timeout 900 $(IN_PARALLEL)
+	@$(TEST)/bin/pytest -m slow --timeout 900 --numprocesses $$(( $$(nproc) + 1 )) --dist loadfile
 
 clean:
 	rm -rf $(DEMO) $(TEST) build *.egg-info

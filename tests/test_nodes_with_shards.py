@@ -54,15 +54,15 @@ def test_a_run_on_shards_is_the_same_run_and_goes_on_without_a_damaged_one(
             for failure in line["failures"]
         )
 
-    unpack = clients.client_app._unpack
+    order = clients.client_app._order
 
     def absent(*arguments: Any) -> Any:
         *_, client, _ = arguments
         if client == BAD:
             raise ValueError("not there")
-        return unpack(*arguments)
+        return order(*arguments)
 
-    monkeypatch.setattr("clients.client_app._unpack", absent)
+    monkeypatch.setattr("clients.client_app._order", absent)
     without = run(tmp_path / "without here", "engine.mode=looped", "engine.workers=1")
     assert json.dumps(without_reasons(damaged)) == json.dumps(without_reasons(without))
     assert damaged.bytes[1] == without.bytes[1] != whole.bytes[1]

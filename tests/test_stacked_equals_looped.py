@@ -161,15 +161,15 @@ def test_momentum(model: str, buffer: str, data: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "clients"), [("mlp", 20), ("cnn", 6), ("resnet8", 3)])
+@pytest.mark.parametrize(("model", "clients"), [("mlp", 20), ("cnn", 4), ("resnet8", 2)])
 @pytest.mark.parametrize("method", ["scaling=adam", "scaling=oasis", "strategy=fedavg"])
 def test_real_images_at_the_step_sizes_that_are_used(
     model: str, clients: int, method: str, tmp_path: Path
 ) -> None:
-    overrides = (f"model={model}", method, f"clients_per_round={clients}", "num_rounds=3", "engine.workers=1")
+    overrides = (f"model={model}", method, f"clients_per_round={clients}", "num_rounds=2", "engine.workers=1")
     overrides += ("eval_clients=false",)
     looped, stacked = (
-        run(tmp_path / mode, *overrides, settings={"engine.mode": mode, "dtype": "float64", "eval_every": 3})
+        run(tmp_path / mode, *overrides, settings={"engine.mode": mode, "dtype": "float64", "eval_every": 2})
         for mode in ("looped", "stacked")
     )
     assert not any(line["failures"] for line in looped.lines + stacked.lines)
