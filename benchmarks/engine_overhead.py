@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def measure(place: Path, name: str, overrides: list[str], clients: int, rounds: 
     overrides = [*overrides, f"num_clients={clients}", "clients_per_round=null", f"num_rounds={rounds}"]
     found = []
     for number in range(repeats):
-        found.append(timed(place / f"{name}-{number}", overrides))
+        found.append(timed(place / f"{'-'.join(re.findall('[a-z_]+', name))}-{number}", overrides))
         print(name, {key: round(value, 3) for key, value in found[-1].items()}, flush=True)
     medians = {key: statistics.median(run[key] for run in found) for key in found[0]}
     return {
