@@ -10,16 +10,12 @@ is left out, as it is the same for both.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import torch
-
+from benchmarks.machine import machine, save
 from fedscale_local import compose, experiment, reports
 
 
@@ -53,12 +49,10 @@ def main() -> None:
         "ratios": [round(ratio, 4) for ratio in ratios],
         "seconds_without_and_with": pairs,
         "overrides": arguments.overrides,
-        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "machine": machine(),
     }
     print(f"median ratio {result['median_ratio']}")
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, arguments.out)
 
 
 if __name__ == "__main__":

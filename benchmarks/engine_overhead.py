@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import save
 from fedscale_local import federation
 
 WORK = ["data=synthetic", "partition=natural", "model=logistic", "strategy=fedavg", "client.local_steps=1"]
@@ -101,10 +102,8 @@ def main() -> None:
         found["overrides"][:2] = ["engine=superlink", "superlink.federation=DIR"]
         measured["superlink"] = found | {"federation_up": round(up, 1)}
         machine = json.loads((place / "in_process-0" / "manifest.json").read_text())["hardware"]
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine, "load_before": round(load, 1), "work": WORK, "engines": measured}
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = {"machine": machine, "load_before": round(load, 1), "work": WORK, "engines": measured}
+    save(result, arguments.out)
 
 
 if __name__ == "__main__":

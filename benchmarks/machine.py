@@ -1,7 +1,8 @@
-"""On what a benchmark ran."""
+"""On what a benchmark ran, and where its result goes."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -16,3 +17,10 @@ def machine() -> dict[str, Any]:
     model = next((line.split(":")[1].strip() for line in words.splitlines() if "model name" in line), "")
     cores = len(os.sched_getaffinity(0))
     return {"processor": model or platform.machine(), "cores": cores, "torch": torch.__version__}
+
+
+def save(result: Any, out: Path | None) -> None:
+    """Write the result to this file, if there is one, as JSON."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, save
 from clients.training import ClientUpdate, Order
 from fedscale_local import compose, experiment, reports
 from fedscale_local.experiment import Experiment
@@ -108,9 +108,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     print(json.dumps(result, indent=2))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(result, arguments.out)
 
 
 if __name__ == "__main__":

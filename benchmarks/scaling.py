@@ -23,7 +23,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, save
 from fedscale_local import compose, experiment, reports
 
 EXAMPLES, FEATURES, CLASSES = 200_000, 64, 10
@@ -153,8 +153,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        save(result, arguments.out / "scaling.json")
         draw(points, arguments.out / "scaling.svg")
 
 

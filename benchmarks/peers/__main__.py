@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, save
 from benchmarks.peers import work as works
 from benchmarks.peers.torch_models import build
 from fedscale_local import compose, experiment
@@ -243,9 +243,7 @@ def main() -> None:
         everything[name] = {"gflop": per_round, "gemm_gflops": peak, "rows": rows, "passes": passes}
         print(f"\n{per_round:.1f} GFLOP a round; GEMM peak {peak:.0f} GFLOP/s; {arguments.passes} passes\n")
         print(table(name, rows, per_round, peak), flush=True)
-        if arguments.out is not None:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+        save(everything, arguments.out)
 
 
 if __name__ == "__main__":
