@@ -11,6 +11,7 @@ other, and once it was seen nobody without such a name serves N in its place. A 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -29,6 +30,9 @@ WAIT_SECONDS = 120.0
 
 ASKED_AT_MOST = 3
 """How often a node that does not answer is asked which client it serves."""
+
+QUIET_SECONDS, PAUSE_SECONDS = 60.0, 3.0
+"""After which time without an answer a node is sent a question beside, and between two looks for answers."""
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +101,44 @@ class ClientGrid(Grid):
                 sent.append(adapter.forwarded(message, nodes[client]))
             else:
                 replies.append(adapter.error_reply("its node is not there", message))
-        received = self.grid.send_and_receive(sent, timeout=timeout) if sent else []
+        received = self._exchange(sent, timeout) if sent else []
         # Flower gives the ids when it sends; an error's reply names node 1 as its sender, but the right message.
         original = {s.metadata.message_id: message for s, message in zip(sent, asked, strict=True)}
         for reply in received:
             if reply.metadata.reply_to_message_id in original:
                 replies.append(adapter.answering(reply, original[reply.metadata.reply_to_message_id]))
         return replies
+
+    def _exchange(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
+        """The replies that come in time; who is silent is sent a question beside, whose answer nobody waits for.
+
+        A node that was about to receive a message when its run was stopped may, with Flower 1.41, answer it after all:
+        to nobody, and in the place of the next answer, which then waits in the node until another message comes, and so
+        does every one after it. The question is that other message. To a node that is at work it does no harm.
+        """
+        heard = time.monotonic()
+        deadline = math.inf if timeout is None else heard + timeout
+        new = list(self.grid.send_and_receive(messages, timeout=min(QUIET_SECONDS, timeout or math.inf)))
+        waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        received, beside = list(new), dict[str, int]()
+        while True:
+            for reply in new:
+                for open_ones in (waiting, beside):
+                    open_ones.pop(reply.metadata.reply_to_message_id, None)
+            now = time.monotonic()
+            if not waiting or now >= deadline:
+                return received
+            if now - heard >= QUIET_SECONDS:
+                silent = sorted(set(waiting.values()) - set(beside.values()))
+                questions = [adapter.message_to(node, RecordDict(), MessageType.QUERY) for node in silent]
+                sent = zip(self.grid.push_messages(questions), silent, strict=False)
+                beside |= {question: node for question, node in sent if question is not None}
+                heard = now
+            time.sleep(min(PAUSE_SECONDS, max(0.0, deadline - now)))
+            new = list(self.grid.pull_messages({*waiting, *beside}))
+            got = [reply for reply in new if reply.metadata.reply_to_message_id in waiting]
+            received += got
+            heard = time.monotonic() if got else heard
 
     def _nodes(self) -> dict[int, int]:
         """The node of each client that has one now: a proven one, else of several the one that was there first."""
@@ -123,7 +158,7 @@ class ClientGrid(Grid):
         self.asked.update(new)
         questions = [adapter.message_to(node, RecordDict(), MessageType.QUERY) for node in new]
         answers = {}
-        for reply in self.grid.send_and_receive(questions, timeout=self.patience):
+        for reply in self._exchange(questions, self.patience):
             if reply.has_error():
                 log.warning("a node did not say which client it serves: %s", reply.error.reason)
             else:

@@ -26,6 +26,7 @@ class Nodes(Grid):
         self.nodes = {int(key.removeprefix("n")): value for key, value in nodes.items()}
         self.silent: set[int] = set()
         self.asked: list[int] = []
+        self.waiting: list[Message] = []
         self.sent = 0
 
     def get_nodes(self) -> Any:
@@ -50,11 +51,40 @@ class Nodes(Grid):
         return replies
 
     def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
-    def push_messages(self, messages: Any) -> Any: ...
-    def pull_messages(self, message_ids: Any) -> Any: ...
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.waiting += self.send_and_receive(messages)
+        return [f"sent {self.sent}"]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        told, self.waiting = self.waiting, []
+        assert {reply.metadata.reply_to_message_id for reply in told} <= set(message_ids)
+        return told
+
     def set_run(self, run: Any) -> None: ...
     @property
     def run(self) -> Any: ...
+
+
+class Late(Nodes):
+    """Of these nodes the silent ones are one message behind: each message brings the answer to the one before."""
+
+    def __init__(self, **nodes: tuple[str, Any]) -> None:
+        super().__init__(**nodes)
+        self.behind: dict[int, Message] = {}
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        late, self.silent = self.silent, set()
+        replies = []
+        for reply in super().send_and_receive(messages):
+            node = reply.metadata.src_node_id
+            if node in late:
+                before = self.behind.pop(node, None)
+                self.behind[node] = reply
+                replies += [] if before is None else [before]
+            else:
+                replies.append(reply)
+        self.silent = late
+        return replies
 
 
 def answering(clients: ClientGrid, num_clients: int = 2) -> list[int | None]:
@@ -116,13 +146,27 @@ def test_a_client_that_the_run_does_not_have(said: Any) -> None:
 def test_a_node_that_does_not_answer_is_asked_again_but_not_for_ever() -> None:
     nodes = Nodes(n11=("", 0), n12=("", 1))
     nodes.silent = {11, 12}
-    clients = ClientGrid(nodes, 2)
+    clients = ClientGrid(nodes, 2, patience=0.01)
     assert answering(clients) == [None, None]
     nodes.silent = {12}
     assert answering(clients) == [11, None]
     for _ in range(5):
         answering(clients)
     assert (nodes.asked.count(11), nodes.asked.count(12)) == (2, client_grid.ASKED_AT_MOST)
+
+
+@pytest.mark.parametrize("late", [set(), {12}, {11, 12}])
+def test_a_node_that_is_one_message_behind_is_heard_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, late: set[int]
+) -> None:
+    monkeypatch.setattr(client_grid, "QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(client_grid, "PAUSE_SECONDS", 0.01)
+    nodes = Late(n11=("client-0", 0), n12=("client-1", 1))
+    nodes.silent = late
+    clients = ClientGrid(nodes, 2)
+    for _ in range(3):
+        assert answering(clients) == [11, 12]
+    assert all(nodes.asked.count(node) == (4 + 1 if node in late else 1) for node in (11, 12)), "and no more"
 
 
 def test_the_name_of_a_client() -> None:

@@ -204,6 +204,7 @@ def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         ) as process:
             until(lambda: len(lines(run_dir)) >= at or process.poll() is not None)
+            time.sleep(5)  # within the next round
             trouble(process.pid)
             said = process.communicate(timeout=400)[1]
         until(lambda: not list(outside.glob("fedscale-*")))
