@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -80,11 +81,17 @@ Outcome = ClientUpdate | ClientError
 
 
 def plan(experiment: Experiment, orders: Sequence[Order], stack_size: int) -> list[list[Order]]:
-    """Cohorts of at most stack_size, alike in shard size, so that little is padded and steps are equally many."""
+    """Cohorts of at most stack_size, alike in shard size, so that little is padded and steps are equally many.
+
+    From four clients on they are an even number, equal but for one client, so that two workers have equally much to do.
+    """
     if stack_size == 1:
         return [[order] for order in orders]
-    ranked = sorted(orders, key=lambda order: (-len(experiment.shard(order.client)), order.client))
-    return [ranked[start : start + stack_size] for start in range(0, len(ranked), stack_size)]
+    sizes = experiment.partition.sizes
+    ranked = sorted(orders, key=lambda order: (-sizes[order.client], order.client))
+    count = 2 * -(-len(ranked) // (2 * stack_size)) if len(ranked) > 3 else 1
+    ends = [len(ranked) * number // count for number in range(count + 1)]
+    return [ranked[start:end] for start, end in pairwise(ends) if end > start]
 
 
 def train(experiment: Experiment, cohort: Sequence[Order]) -> list[Outcome]:

@@ -98,7 +98,7 @@ def scaled_local_steps(
             b = buffer[rows].mul_(momentum).add_(b)
         scale = d_hat if d_hat is None or d_hat.dim() < v.dim() else d_hat[rows]
         scaling.step_(v[rows], b, scale, step_size)
-    params = v.clone()
+    params = oracle.finish(v)
     rule.end(state, params, steps.unsqueeze(-1))
     return LocalResult(params, losses / steps, statistic, buffer, memory, d_hat, state)
 

@@ -41,6 +41,9 @@ class Oracle(Protocol):
     def start(self, x: Tensor) -> Tensor:
         """The working copy v of x on which the steps act in place."""
 
+    def finish(self, v: Tensor) -> Tensor:
+        """What the steps have made of it, which stays when another client starts."""
+
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mini-batch loss (...,) and its gradient (..., d); the gradient is valid until the next call."""
 

@@ -12,7 +12,6 @@ such networks; Looped and Stacked prove the result.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedscale_local.models.dense import Affine
@@ -66,20 +65,22 @@ class Dense(Stacked):
             if d_bias is not None:
                 torch.sum(delta, dim=1, out=d_bias)
             if level:
-                delta = (delta @ weights[level][0]).mul_(hidden[level] > 0)
+                delta = (delta @ weights[level][0]).mul_(hidden[level].sign())
         return loss, self._decayed(gradient, v)
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss (clients,) and its derivative with respect to the outputs (clients, B, outputs)."""
-        share = 1.0 / outputs.shape[1]
-        shares = torch.full(outputs.shape[:2], share, dtype=outputs.dtype)
+        share: float | Tensor = 1.0 / outputs.shape[1]
         if batch.mask is not None:
-            shares = batch.mask / batch.mask.sum(1, keepdim=True)
+            share = (batch.mask / batch.mask.sum(1, keepdim=True)).unsqueeze(-1)
         if self.task.dataset.kind == "regression":
-            residual = outputs.squeeze(-1) - batch.y
-            return (0.5 * residual**2 * shares).sum(1), (residual * shares).unsqueeze(-1)
-        log_p = F.log_softmax(outputs, -1)
+            residual = outputs - batch.y.unsqueeze(-1)
+            return (0.5 * residual**2 * share).sum((1, 2)), residual * share
+        # log_softmax takes three times as long over a handful of classes.
         labels = batch.y.unsqueeze(-1)
-        loss = -(log_p.gather(-1, labels).squeeze(-1) * shares).sum(1)
-        delta = log_p.exp_().mul_(shares.unsqueeze(-1))
-        return loss, delta.scatter_add_(-1, labels, -shares.unsqueeze(-1))
+        logits = outputs - outputs.amax(-1, keepdim=True)
+        picked, powers = logits.gather(-1, labels), logits.exp_()
+        total = powers.sum(-1, keepdim=True)
+        loss = total.log().sub_(picked).mul_(share).sum((1, 2))
+        delta = powers.div_(total).scatter_add_(-1, labels, total.new_full(labels.shape, -1.0))
+        return loss, delta.mul_(share)

@@ -234,7 +234,7 @@ class Experiment:
             num_epochs=config.local_epochs,
             drop_last=config.drop_last,
         )
-        return [shard[part] for part in drawn]
+        return rows(shard, drawn)
 
     def personal_batches(self, client: int) -> list[Tensor]:
         """The same for the steps after the last round, by which a client makes the model its own."""
@@ -246,7 +246,7 @@ class Experiment:
             num_steps=config.eval_personal_steps,
             drop_last=config.client.drop_last,
         )
-        return [shard[part] for part in drawn]
+        return rows(shard, drawn)
 
     @cached_property
     def eligible(self) -> np.ndarray:
@@ -258,6 +258,11 @@ class Experiment:
     @property
     def clients_per_round(self) -> int:
         return self.config.clients_per_round or len(self.eligible)
+
+
+def rows(shard: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    """The examples of each batch, which holds indices into the shard; looked up together."""
+    return list(shard[torch.cat(list(parts))].split([len(part) for part in parts])) if parts else []
 
 
 def build(config: Config, place: Place | None = None) -> Experiment:

@@ -125,15 +125,19 @@ class Task:
 
     @cached_property
     def resident(self) -> Tensor | None:
-        """All training inputs as the model sees them, where that is not too much to keep."""
+        """All training inputs as the model sees them, in the order of memory, where that is not too much to keep."""
         x = self.dataset.x
-        fits = x.numel() * self.dtype.itemsize <= RESIDENT_BYTES
-        return self.inputs(x) if fits else None
+        if x.numel() * self.dtype.itemsize > RESIDENT_BYTES:
+            return None
+        return self.inputs(x).movedim(1, -1) if self.takes_channels_last else self.inputs(x)
 
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the training examples `indices` (B,)."""
-        x = self.inputs(self.dataset.x[indices]) if self.resident is None else self.resident[indices]
-        return x, self.targets(self.dataset.y[indices])
+        y = self.targets(self.dataset.y[indices])
+        if self.resident is None:
+            return self.inputs(self.dataset.x[indices]), y
+        x = self.resident.index_select(0, indices)  # by index alone it would take twice as long
+        return x.movedim(-1, 1) if self.takes_channels_last else x, y
 
     def targets(self, y: Tensor) -> Tensor:
         return y.to(self.dtype) if self.dataset.kind == "regression" else y
@@ -231,6 +235,9 @@ class Looped:
     def start(self, x: Tensor) -> Tensor:
         return self.params.copy_(x)
 
+    def finish(self, v: Tensor) -> Tensor:
+        return v.clone()
+
     def _loss(self, v: Tensor, batch: Batch) -> Tensor:
         assert v.data_ptr() == self.params.data_ptr(), "the point must be the working copy from start()"
         return mean_loss(self.task.dataset.kind, self.task.module(batch.x), batch.y)[0]
@@ -296,6 +303,9 @@ class Stacked:
         self._sampled = torch.func.grad(sampled_loss, has_aux=True)
 
     def gather(self, vectors: Sequence[Tensor]) -> Tensor:
+        """(clients, d), to read: a vector that all share is there once."""
+        if all(vector is vectors[0] for vector in vectors):
+            return vectors[0].expand(len(vectors), -1)
         return torch.stack(list(vectors))
 
     def gather_memories(self, memories: Sequence[Memory]) -> Memory:
@@ -323,18 +333,22 @@ class Stacked:
     def batch(self, indices: Sequence[Tensor], noise: Sequence[Tensor]) -> Batch:
         """The leading clients' mini-batches, one index tensor each, padded to the longest with masked examples."""
         sizes = [len(part) for part in indices]
-        index = pad_sequence(list(indices), batch_first=True)
-        shape = tuple(index.shape)
-        x, y = self.task.examples(index.flatten())
-        mask = None
-        if len(set(sizes)) > 1:
+        shape, mask = (len(sizes), max(sizes)), None
+        if min(sizes) == shape[1]:
+            index = torch.cat(list(indices))
+        else:
+            index = pad_sequence(list(indices), batch_first=True).flatten()
             mask = (torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)).to(self.task.dtype)
+        x, y = self.task.examples(index)
         drawn = pad_sequence(list(noise), batch_first=True) if noise else None
         return Batch(x.unflatten(0, shape), y.unflatten(0, shape), mask, drawn, slice(0, len(sizes)))
 
     def start(self, x: Tensor) -> Tensor:
         """The stack's own copy of x (clients, d)."""
         return x.clone(memory_format=torch.contiguous_format)
+
+    def finish(self, v: Tensor) -> Tensor:
+        return v
 
     def _map(
         self, function: Any, v: Tensor, batch: Batch, *more: Tensor, dims: tuple[int | None, ...] = ()

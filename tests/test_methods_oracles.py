@@ -48,6 +48,9 @@ class Wave:
     def start(self, x: Tensor) -> Tensor:
         return x.clone()
 
+    def finish(self, v: Tensor) -> Tensor:
+        return v
+
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         return torch.zeros((), dtype=v.dtype), gradient(v, batch.x)
 

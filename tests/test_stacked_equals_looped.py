@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,8 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from whole_runs import NATURAL, run, save_arrays
 
+from clients.training import Order, plan
 from fedscale_local.data.shakespeare import ALPHABET
 from fedscale_local.tasks import Looped
 
@@ -183,3 +188,17 @@ def test_clients_that_come_and_go(more: tuple[str, ...], data: Any, tmp_path: Pa
     """In local scope a stack then holds clients whose D were refreshed different numbers of times."""
     for method in ("local", "each step"):
         check(tmp_path / method, data, "mlp", METHODS[method], *more)
+
+
+@given(st.lists(st.integers(1, 50), max_size=90), st.integers(4, 32))
+def test_every_client_is_in_one_stack_and_stacks_are_of_equal_size(held: list[int], most: int) -> None:
+    experiment: Any = SimpleNamespace(partition=SimpleNamespace(sizes=np.array(held, dtype=np.int64)))
+    orders = [Order(client, 1, torch.zeros(1), torch.zeros(0)) for client in range(len(held))]
+    stacks = plan(experiment, orders, most)
+    sizes = [len(stack) for stack in stacks]
+    flat = [order.client for stack in stacks for order in stack]
+    assert sorted(flat) == list(range(len(held)))
+    assert [held[client] for client in flat] == sorted(held, reverse=True)
+    assert len(held) < 4 or (len(sizes) % 2 == 0 and min(sizes) > 1)
+    assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1)
+    assert len(sizes) <= 2 + 2 * len(held) // (2 * most)

@@ -157,12 +157,12 @@ def choose(experiment: Experiment) -> dict[str, Any]:
     mode, workers = config.mode, config.workers
     if mode == "auto":
         mode = "stacked" if layers(task) is not None else "looped"
-    stack_size = max(2, min(64, STACK_NUMBERS // task.layout.size)) if mode == "stacked" else 1
+    stack_size = max(4, min(32, STACK_NUMBERS // task.layout.size)) if mode == "stacked" else 1
     workers = _num_cores() if workers == "auto" else workers
     return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
 
 
-STACK_NUMBERS = 500_000
+STACK_NUMBERS = 250_000
 """Parameters of all clients of a stack together."""
 
 
