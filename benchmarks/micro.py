@@ -35,7 +35,7 @@ WORK += [f"num_rounds={ROUNDS}", f"eval_every={ROUNDS}", "checkpoint_every=0", "
 STRATEGIES = {
     "fedavg": ["strategy=fedavg"],
     "savic, adam": ["strategy=savic", "scaling=adam"],
-    "Flower's FedAvg": ["strategy._target_=flwr.serverapp.strategy.FedAvg"],
+    "Flower's FedAvg": ["strategy._target_=flwr.serverapp.strategy.FedAvg", "strategy.fraction_train=0.5"],
 }
 
 

@@ -101,15 +101,44 @@ def _name(dtype: torch.dtype) -> str:
 LazyArray.__qualname__ = Array.__qualname__
 
 
+class _Unopened(dict[str, Any]):
+    """What is in the __dict__ of a record that nobody has looked into: its arrays are made when somebody does."""
+
+    def __missing__(self, key: str) -> Any:
+        if key != "_data":
+            raise KeyError(key)
+        self[key] = {
+            name: LazyArray(flat, start, shape)
+            for layout, flat in self.pop("sections")
+            for name, start, shape in zip(layout.names, layout.starts, layout.shapes, strict=True)
+        }
+        return self[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """Whoever copies the record: with an __iter__ of its own, dict.update asks this class for keys and values."""
+        _ = self["_data"]
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        return dict.fromkeys(self).keys()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
 def to_record(sections: Sections) -> ArrayRecord:
     """The named tensors of flat vectors as one ArrayRecord, without a copy."""
-    arrays = {}
-    for layout, flat in sections:
-        flat = flat.detach()
-        for name, start, shape in zip(layout.names, layout.starts, layout.shapes, strict=True):
-            arrays[name] = LazyArray(flat, start, shape)
-    record: ArrayRecord = _filled(ArrayRecord, arrays)
+    record = ArrayRecord.__new__(ArrayRecord)
+    whole = [(layout, flat.detach()) for layout, flat in sections]
+    checks = {name: value for name, value in _blank(ArrayRecord).__dict__.items() if name != "_data"}
+    record.__dict__ = _Unopened(checks, sections=whole)
     return record
+
+
+def _unopened(record: Any) -> list[tuple[Layout, Tensor]] | None:
+    """The flat vectors of a record that is as to_record made it; None once somebody has looked into it."""
+    found: list[tuple[Layout, Tensor]] | None = record.__dict__.get("sections")
+    return found
 
 
 def _held(record: Any) -> dict[str, Any]:
@@ -143,6 +172,8 @@ def metric_record(metrics: Mapping[str, int | float]) -> MetricRecord:
 
 def sections(record: ArrayRecord) -> list[tuple[Layout, Tensor]]:
     """The inverse of to_record: the flat vectors that the record still holds, else one for each array."""
+    if (whole := _unopened(record)) is not None:
+        return [(layout, flat) for layout, flat in whole if layout.names]
     found = []
     for _, group in groupby(record.items(), key=lambda item: id(item[1].__dict__.get("flat", item[1]))):
         arrays = dict(group)
@@ -165,7 +196,13 @@ def _fills(layout: Layout, arrays: Mapping[str, Array], flat: Tensor) -> bool:
 
 def vector_record(flat: Tensor) -> ArrayRecord:
     """One flat vector (d,) as an ArrayRecord."""
-    return to_record([(Layout(("flat",), ((flat.numel(),),)), flat)])
+    return to_record([(_one(flat.numel()), flat)])
+
+
+@lru_cache
+def _one(size: int) -> Layout:
+    """The layout of one flat vector."""
+    return Layout(("flat",), ((size,),))
 
 
 def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tensor:
@@ -175,6 +212,9 @@ def from_record(record: ArrayRecord, layout: Layout, dtype: torch.dtype) -> Tens
     """
     if not layout.names:
         return _nothing(dtype)
+    for own, flat in _unopened(record) or ():
+        if (own is layout or own == layout) and flat.dtype == dtype:
+            return flat
     arrays = _held(record)
     live = _live_flat(arrays, layout, dtype)
     if live is not None:
@@ -230,7 +270,7 @@ def in_dtype(record: ArrayRecord, dtype: torch.dtype) -> ArrayRecord:
 
 def from_vector_record(record: ArrayRecord, size: int, dtype: torch.dtype) -> Tensor:
     """The inverse of vector_record."""
-    return from_record(record, Layout(("flat",), ((size,),)), dtype)
+    return from_record(record, _one(size), dtype)
 
 
 def private_copy(message: Message) -> Message:
@@ -243,6 +283,10 @@ def num_bytes(content: RecordDict) -> tuple[int, int]:
     arrays = rest = 0
     for name, record in _held(content).items():
         rest += len(name)
+        if (whole := _unopened(record)) is not None:
+            arrays += _bytes(whole)
+            rest += sum(layout.num_characters for layout, _ in whole)
+            continue
         for key, value in _held(record).items():
             rest += len(key)
             if isinstance(value, Array):
@@ -254,7 +298,12 @@ def num_bytes(content: RecordDict) -> tuple[int, int]:
 
 def record_bytes(record: ArrayRecord) -> int:
     """Bytes of all numbers in a record, without Flower's headers."""
-    return sum(map(_array_bytes, _held(record).values()))
+    whole = _unopened(record)
+    return sum(map(_array_bytes, _held(record).values())) if whole is None else _bytes(whole)
+
+
+def _bytes(sections: Sections) -> int:
+    return sum(layout.size * flat.itemsize for layout, flat in sections)
 
 
 def _array_bytes(array: Array) -> int:

@@ -45,6 +45,11 @@ class Layout:
         return tuple(accumulate(self.sizes, initial=0))[:-1]
 
     @cached_property
+    def num_characters(self) -> int:
+        """Of all names together."""
+        return sum(map(len, self.names))
+
+    @cached_property
     def size(self) -> int:
         """d, the length of the flat vector."""
         return sum(self.sizes)

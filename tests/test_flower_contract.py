@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -174,6 +175,43 @@ def test_a_lazy_record_is_safe_to_change() -> None:
     assert torch.equal(flat, values())
     joined = adapter.from_record(record, LAYOUT, torch.float32)
     assert torch.equal(LAYOUT.split(joined)["bias"], torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda record: record,
+        lambda record: (list(record), record)[1],
+        lambda record: record.copy(),
+        copy.copy,
+        copy.deepcopy,
+        lambda record: pickle.loads(pickle.dumps(record)),
+        lambda record: ArrayRecord.inflate(
+            record.deflate(), {child.object_id: child for child in record.children.values()}
+        ),
+    ],
+    ids=["not", "listed", "its copy", "copied", "copied deeply", "pickled", "inflated"],
+)
+def test_a_record_is_the_same_whether_or_not_anybody_has_looked_into_it(look: Any) -> None:
+    params, buffers = Layout(("w", "b"), ((2, 3), (3,))), Layout(("mean",), ((2,),))
+    values = torch.arange(9.0), torch.tensor([0.5, -1.0])
+    plain = ArrayRecord(
+        {n: Array(t.numpy()) for n, t in (params.split(values[0]) | buffers.split(values[1])).items()}
+    )
+    made = adapter.to_record([(params, values[0]), (buffers, values[1])])
+    untouched = adapter.num_bytes(adapter.content({"arrays": made})), adapter.record_bytes(made)
+    record = look(made)
+    assert untouched == (adapter.num_bytes(adapter.content({"arrays": record})), adapter.record_bytes(record))
+    for layout, vector in zip((params, buffers), values, strict=True):
+        assert torch.equal(adapter.from_record(record, layout, torch.float32), vector)
+        with pytest.raises(ValueError, match=r"float32 .*, expected float64"):
+            adapter.from_record(record, layout, torch.float64)
+    assert torch.equal(adapter.from_record(record, Layout(("b",), ((3,),)), torch.float32), values[0][6:])
+    assert record.object_id == plain.object_id and list(record) == ["w", "b", "mean"]
+    record["b"] = Array(np.zeros(3, dtype=np.float32))
+    assert torch.equal(
+        adapter.from_record(record, params, torch.float32), torch.cat([values[0][:6], torch.zeros(3)])
+    )
 
 
 @pytest.mark.parametrize("make", [FedAvg, FedMedian, lambda: Krum(num_malicious_nodes=1)])
