@@ -130,9 +130,14 @@ def to_record(sections: Sections) -> ArrayRecord:
     """The named tensors of flat vectors as one ArrayRecord, without a copy."""
     record = ArrayRecord.__new__(ArrayRecord)
     whole = [(layout, flat.detach()) for layout, flat in sections]
-    checks = {name: value for name, value in _blank(ArrayRecord).__dict__.items() if name != "_data"}
-    record.__dict__ = _Unopened(checks, sections=whole)
+    record.__dict__ = _Unopened(_checks(), sections=whole)
     return record
+
+
+@lru_cache
+def _checks() -> dict[str, Any]:
+    """What an empty ArrayRecord has beside its arrays."""
+    return {name: value for name, value in _blank(ArrayRecord).__dict__.items() if name != "_data"}
 
 
 def _unopened(record: Any) -> list[tuple[Layout, Tensor]] | None:
