@@ -39,8 +39,9 @@ test: $(TEST)/installed
 	$(TEST)/bin/pytest $(IN_PARALLEL)
 
 # Nodes, Ray and killed runs wait for each other for a good part of the time: one worker more than there are cores.
+# In the order of collection, as the files with the longest tests are not those with the most.
 slow: $(TEST)/installed
-	@$(TEST)/bin/pytest -m slow --timeout 900 --numprocesses $$(( $$(nproc) + 1 )) --dist loadfile
+	@$(TEST)/bin/pytest -m slow --timeout 900 --numprocesses $$(( $$(nproc) + 1 )) --dist loadgroup --no-loadscope-reorder
 
 clean:
 	rm -rf $(DEMO) $(TEST) build *.egg-info

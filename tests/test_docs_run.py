@@ -113,7 +113,7 @@ def play(block: Block, folder: Path, env: dict[str, str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in PAGES])
 def test_page_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
     found, place = blocks(PAGES[name]), tmp_path / "place"
     packages = None if is_installed() else REPO
