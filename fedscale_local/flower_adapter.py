@@ -165,8 +165,18 @@ def _blank(kind: Any) -> Any:
 
 
 def of_kind(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
-    """A message's records of one kind, by name. `content.array_records` is a copy that keeps itself up to date."""
-    return {name: record for name, record in _held(content).items() if isinstance(record, kind)}
+    """A message's records of one kind, by name. `content.array_records` is a copy that keeps itself up to date.
+
+    Flower's records are abstract containers: isinstance takes a microsecond to say that one is of another kind.
+    """
+    return {
+        name: record
+        for name, record in _held(content).items()
+        if type(record) is kind or (type(record) not in KINDS and isinstance(record, kind))
+    }
+
+
+KINDS = {ArrayRecord, MetricRecord, ConfigRecord}
 
 
 def metric_record(metrics: Mapping[str, int | float]) -> MetricRecord:
