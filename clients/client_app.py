@@ -261,21 +261,12 @@ def _read(experiment: Experiment, message: Message, instructions: Mapping[str, A
     if experiment.local_rule.wants_mean_gradient and adapter.ARRAYS not in records:
         return _Sent(records, instructions, None)
     arrays = records[adapter.ARRAYS] if adapter.ARRAYS in records else next(iter(records.values()))
-    return _Sent(records, instructions, _model(experiment, arrays))
-
-
-def _model(experiment: Experiment, arrays: ArrayRecord) -> tuple[Tensor, Tensor]:
-    """The parameters (d,) and buffers of a model's record."""
-    task = experiment.task
-    params, buffers = (
-        adapter.from_record(arrays, layout, task.dtype) for layout in (task.layout, task.buffer_layout)
-    )
-    return params, buffers
+    return _Sent(records, instructions, adapter.from_model_record(arrays, experiment.task))
 
 
 def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, round: int) -> Order:
     task, config, told, kept = experiment.task, experiment.config, sent.instructions, _kept(context)
-    params, buffers = sent.model or _model(experiment, kept[adapter.ARRAYS])
+    params, buffers = sent.model or adapter.from_model_record(kept[adapter.ARRAYS], task)
     if told.get(adapter.PERSONAL, False):
         return Order(client, round, params, buffers, personal=True)
     is_global = config.scaling.scope == "global"
@@ -384,7 +375,7 @@ def _records(
     task, records = experiment.task, {}
     for key, vector in vectors.items():
         if key == adapter.ARRAYS and update.buffers is not None:
-            records[key] = adapter.to_record([(task.layout, vector), (task.buffer_layout, update.buffers)])
+            records[key] = adapter.model_record(task, vector, update.buffers)
         else:
             records[key] = adapter.vector_record(vector)
     return records
@@ -431,8 +422,7 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
     if order.round == 0:
         return
     if order.prepare:
-        sections = [(experiment.task.layout, order.params), (experiment.task.buffer_layout, order.buffers)]
-        context.state[adapter.ARRAYS] = adapter.to_record(sections)
+        context.state[adapter.ARRAYS] = adapter.model_record(experiment.task, order.params, order.buffers)
         return
     if experiment.local_rule.wants_mean_gradient:
         context.state.pop(adapter.ARRAYS)

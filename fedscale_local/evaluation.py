@@ -56,7 +56,7 @@ def _personal(experiment: Experiment, grid: Grid, params: Tensor, buffers: Tenso
     """What the clients say that have training examples for a batch, and test examples."""
     task, config = experiment.task, experiment.config
     nodes = adapter.roster(grid, len(experiment.partition))
-    record = adapter.to_record([(task.layout, params), (task.buffer_layout, buffers)])
+    record = adapter.model_record(task, params, buffers)
     instructions = ConfigRecord({adapter.ROUND: config.num_rounds, adapter.PERSONAL: True})
     content = adapter.content({adapter.ARRAYS: record}, instructions)
     asked = [int(client) for client in experiment.eligible if len(experiment.test_partition[int(client)])]

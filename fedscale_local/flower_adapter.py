@@ -18,7 +18,7 @@ from copy import deepcopy
 from functools import lru_cache
 from io import BytesIO
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from torch import Tensor
 
 from fedscale_local.randomness import derive
 from fedscale_local.vector import Layout
+
+if TYPE_CHECKING:
+    from fedscale_local.tasks import Task
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 PRECONDITIONER, MEMORY, STATISTIC, MOMENTUM = "preconditioner", "memory", "statistic", "momentum"
@@ -271,6 +274,17 @@ def _live_flat(arrays: Mapping[str, Array], layout: Layout, dtype: torch.dtype) 
 @lru_cache
 def _nothing(dtype: torch.dtype) -> Tensor:
     return torch.zeros(0, dtype=dtype)
+
+
+def model_record(task: Task, params: Tensor, buffers: Tensor) -> ArrayRecord:
+    """A model as it travels: parameters (d,) and buffers, by the names of the module's tensors."""
+    return to_record([(task.layout, params), (task.buffer_layout, buffers)])
+
+
+def from_model_record(record: ArrayRecord, task: Task) -> tuple[Tensor, Tensor]:
+    """The inverse of model_record; raises ValueError as from_record does."""
+    params, buffers = (from_record(record, part, task.dtype) for part in (task.layout, task.buffer_layout))
+    return params, buffers
 
 
 def in_dtype(record: ArrayRecord, dtype: torch.dtype) -> ArrayRecord:

@@ -190,8 +190,7 @@ def _vectors(
             raise ValueError(f"the reply has no {name}")
         try:
             if name == model:
-                for layout in (task.layout, task.buffer_layout):
-                    yield name, adapter.from_record(records[name], layout, task.dtype)
+                yield from ((name, vector) for vector in adapter.from_model_record(records[name], task))
             else:
                 assert expected is not None
                 yield name, adapter.from_vector_record(records[name], expected[name], task.dtype)

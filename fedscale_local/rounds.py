@@ -18,7 +18,6 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
 
 from fedscale_local import checkpoint, evaluation, ledger, records, sending
 from fedscale_local import flower_adapter as adapter
@@ -39,9 +38,7 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
     config, task = experiment.config, experiment.task
     grid = chunked(experiment, grid)
     grid = by_client(grid, len(experiment.partition), experiment.clients_keep_state, config.round_timeout)
-    arrays = adapter.to_record(
-        [(task.layout, task.initial_params), (task.buffer_layout, task.initial_buffers)]
-    )
+    arrays = adapter.model_record(task, task.initial_params, task.initial_buffers)
     first, probe = getattr(strategy, "first_round", 1), NO_PROBE
     clients: dict[int, Any] = {}
     kept, lines = checkpoint.newest(run_dir).checkpoint, run_dir / checkpoint.LINES
@@ -84,7 +81,7 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
             clock.lap("record_seconds")
             timing = {"round": round, "ended_at": time.time()} | clock.parts()
             records.append_line(run_dir / "timing.jsonl", timing)
-    params, buffers = _vectors(experiment, arrays)
+    params, buffers = adapter.from_model_record(arrays, experiment.task)
     if config.eval_clients:
         records.save_clients(run_dir, evaluation.of_clients(experiment, grid, params, buffers))
     records.save_model(run_dir, task.named(params, buffers))
@@ -147,7 +144,7 @@ def _state(
     experiment: Experiment, strategy: Strategy, arrays: ArrayRecord, clients: dict[int, Any]
 ) -> dict[str, Any]:
     """Everything that the next round needs: model, strategy, and what the clients keep; it stays as it is."""
-    params, buffers = _vectors(experiment, arrays)
+    params, buffers = adapter.from_model_record(arrays, experiment.task)
     kept = checkpoint.snapshot(adapter.dump_strategy(strategy))
     return {"params": params, "buffers": buffers, "strategy": kept, "clients": clients}
 
@@ -178,7 +175,7 @@ def _restore(
     adapter.load_strategy(strategy, state["strategy"])
     clients = {node: adapter.load_records(records) for node, records in state["clients"].items()}
     grid.restore_clients(clients)  # type: ignore[attr-defined]
-    return adapter.to_record([(task.layout, state["params"]), (task.buffer_layout, state["buffers"])])
+    return adapter.model_record(task, state["params"], state["buffers"])
 
 
 def _evaluation(experiment: Experiment, round: int, arrays: ArrayRecord) -> dict[str, float | None]:
@@ -194,16 +191,7 @@ def _evaluate(experiment: Experiment, arrays: ArrayRecord) -> tuple[float | None
     data = experiment.dataset
     if len(data.test_y) == 0:
         return None, None
-    return experiment.task.evaluate(*_vectors(experiment, arrays), data.test_x, data.test_y)
-
-
-def _vectors(experiment: Experiment, arrays: ArrayRecord) -> tuple[Tensor, Tensor]:
-    """The flat parameters (d,) and buffers of a model's record."""
-    task = experiment.task
-    params, buffers = (
-        adapter.from_record(arrays, part, task.dtype) for part in (task.layout, task.buffer_layout)
-    )
-    return params, buffers
+    return experiment.task.evaluate(*adapter.from_model_record(arrays, experiment.task), data.test_x, data.test_y)
 
 
 def _reported(metrics: MetricRecord | None) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Leg:
         """A model of these parameters and the record's buffers."""
         task = self.experiment.task
         buffers = adapter.from_record(record, task.buffer_layout, task.dtype)
-        return adapter.to_record([(task.layout, params), (task.buffer_layout, buffers)])
+        return adapter.model_record(task, params, buffers)
 
     @property
     def _dtype(self) -> torch.dtype:

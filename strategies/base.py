@@ -169,10 +169,7 @@ class FederatedStrategy(Strategy):
     def _begin(self, round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """The round's model, as it is and as it travels, and which node serves which client."""
         self.nodes = self.nodes or adapter.roster(grid, len(self.experiment.partition))
-        self.params, self.buffers = (
-            adapter.from_record(arrays, layout, self.task.dtype)
-            for layout in (self.task.layout, self.task.buffer_layout)
-        )
+        self.params, self.buffers = adapter.from_model_record(arrays, self.task)
         # A round that begins with an exchange of gradients is one release of the vectors of both.
         self.num_vectors = len(self.expects(round).keys() - self.rule.counts)
         self.num_vectors += self.prepares if round > 0 else 0
@@ -242,7 +239,7 @@ class FederatedStrategy(Strategy):
         if adapter.MOMENTUM in self.expects(server_round):
             self.momentum = weighted_sum((reply.extra[adapter.MOMENTUM] for reply in unpacked), weights)
         buffers = weighted_sum((reply.buffers for reply in unpacked), weights)
-        record = adapter.to_record([(self.task.layout, params), (self.task.buffer_layout, buffers)])
+        record = adapter.model_record(self.task, params, buffers)
         if self.mechanism is not None:
             return record, MetricRecord(reported | spent)  # type: ignore[arg-type]
         if self.secure is not None:
@@ -361,9 +358,8 @@ class FederatedStrategy(Strategy):
         metrics: MetricRecord = message.content[adapter.METRICS]  # type: ignore[assignment]
         client = int(metrics["client"])  # type: ignore[arg-type]
         records = self.decoded(round, client, adapter.of_kind(message.content, ArrayRecord))
-        layouts = (self.task.layout, self.task.buffer_layout)
         params, buffers = (
-            (adapter.from_record(records[adapter.ARRAYS], layout, self.task.dtype) for layout in layouts)
+            adapter.from_model_record(records[adapter.ARRAYS], self.task)
             if adapter.ARRAYS in expected
             else (self.params, self.buffers)
         )

@@ -59,12 +59,9 @@ def ask(config: Config, data_path: Path | None = None, personal: bool = False) -
     """What CLIENT's node answers in round 1 to a first model, asked to measure a statistic too; or how it does."""
     adapter.become_server()
     task = experiment.build(config, data_path and Place(str(data_path), CLIENT)).task
-    sections = [
-        (task.layout, torch.ones_like(task.initial_params) / 8),
-        (task.buffer_layout, task.initial_buffers),
-    ]
+    model = adapter.model_record(task, torch.ones_like(task.initial_params) / 8, task.initial_buffers)
     instructions = ConfigRecord({adapter.ROUND: 1, "measure": True, adapter.PERSONAL: personal})
-    content = adapter.content({adapter.ARRAYS: adapter.to_record(sections)}, instructions)
+    content = adapter.content({adapter.ARRAYS: model}, instructions)
     return told(config, content, data_path)
 
 
