@@ -18,6 +18,7 @@ from scipy.stats import beta
 from torch import Tensor
 from whole_runs import NATURAL, run, save_arrays
 
+from fedscale_local import flower_adapter as adapter
 from fedscale_local import privacy, rounds
 from fedscale_local.privacy import Release
 
@@ -36,7 +37,7 @@ def seen(
     models: list[np.ndarray] = []
 
     def watched(built: Any, round: int, arrays: Any) -> dict[str, None]:
-        vector: Tensor = rounds._vectors(built, arrays)[0]
+        vector: Tensor = adapter.from_model_record(arrays, built.task)[0]
         models.append(vector.numpy().copy())
         return {"test_loss": None, "test_accuracy": None}
 
