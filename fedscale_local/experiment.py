@@ -89,7 +89,8 @@ class Experiment:
         config = self.config.strategy
         if isinstance(config, FlowerStrategy):
             return PLAIN
-        return local_rules.make(config.local, Setting(self.task.layout, self.config.client.step_size))
+        client = self.config.client
+        return local_rules.make(config.local, Setting(self.task.layout, client.step_size, client.momentum))
 
     @cached_property
     def sends_plain(self) -> bool:

@@ -29,6 +29,7 @@ class Setting(NamedTuple):
 
     layout: Layout
     step_size: float
+    momentum: float = 0.0
 
 
 class Upkeep(NamedTuple):

@@ -73,12 +73,17 @@ STRATEGIES: dict[str, Line] = {
     "local_muon": Line(muon.local_muon, {"shapes": [(4, 3), (4,)]}, {}),
     "fedmuon": Line(muon.fedmuon, {"shapes": [(4, 3), (4,)], "weights": "uniform"}, {}, 2, 2),
 }
-VARIANTS: dict[str, Line] = {
-    "scaffold": Line(
-        control.scaffold, {"option": 1}, {"strategy.local.option": 1, "strategy.weighting": "examples"}
+VARIANTS: list[tuple[str, Line]] = [
+    (
+        "scaffold",
+        Line(control.scaffold, {"option": 1}, {"strategy.local.option": 1, "strategy.weighting": "examples"}),
     ),
-    "fedavgm": Line(server.fedavgm, {"beta": 0.5, "eta": 0.7}, {"strategy.beta1": 0.5, "strategy.eta": 0.7}),
-    "fednova": Line(sgd.fednova, {}, {}),
-    "local_adamw": Line(adam.local_adamw, {"weights": "uniform"}, {"strategy.weighting": "uniform"}),
-}
+    ("scaffold", Line(control.scaffold, {"weights": "uniform", "momentum": 0.5}, {"client.momentum": 0.5})),
+    (
+        "fedavgm",
+        Line(server.fedavgm, {"beta": 0.5, "eta": 0.7}, {"strategy.beta1": 0.5, "strategy.eta": 0.7}),
+    ),
+    ("fednova", Line(sgd.fednova, {}, {})),
+    ("local_adamw", Line(adam.local_adamw, {"weights": "uniform"}, {"strategy.weighting": "uniform"})),
+]
 """Other options of the same names, against the twin alone."""

@@ -76,7 +76,7 @@ def test_every_strategy_that_can_be_chosen_is_here() -> None:
 
 
 @pytest.mark.parametrize("mode", ["looped", "stacked"])
-@pytest.mark.parametrize(("name", "line"), [*STRATEGIES.items(), *VARIANTS.items()])
+@pytest.mark.parametrize(("name", "line"), [*STRATEGIES.items(), *VARIANTS])
 def test_it_equals_its_slow_twin(
     name: str, line: Line, mode: str, problem: Softmax, arrays: Path, tmp_path: Path
 ) -> None:

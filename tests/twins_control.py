@@ -16,12 +16,14 @@ def scaffold(
     weights: str = "examples",
     option: int = 2,
     eta: float = 1.0,
+    momentum: float = 0.0,
 ) -> list[Vector]:
     """SCAFFOLD, options I and II (Karimireddy et al. 2020, Algorithm 1).
 
         client   v = x;  K_i times  v <- v - step_size * (g_i(v) - c_i + c)
                  option 1   c_i' = g_i(x)                  full local batch at the x that was received
-                 option 2   c_i' = c_i - c + (x - v) / (K_i * step_size)
+                 option 2   c_i' = c_i - c + (x - v) / (a_i * step_size)
+                 a_i = K_i; with momentum what K_i gradients of size 1 would have moved v, over step_size
                  sends v - x and c_i' - c_i, then c_i <- c_i'
         server   x <- x + eta * mean(v - x)
                  c <- c + sum_i p_i (c_i' - c_i)           over the clients of the round
@@ -40,13 +42,14 @@ def scaffold(
     for clients in rounds:
         moved, changes = [], []
         for i in clients:
-            v = x.copy()
+            v, buffer = x.copy(), np.zeros_like(x)
+            work = unit = 0.0
             for _ in range(steps_of(local_steps, i)):
-                v = v - step_size * (problem.gradient(i, v) - own[i] + c)
-            if option == 1:
-                new = problem.gradient(i, x)
-            else:
-                new = own[i] - c + (x - v) / (steps_of(local_steps, i) * step_size)
+                buffer = momentum * buffer + problem.gradient(i, v) - own[i] + c
+                v = v - step_size * buffer
+                unit = momentum * unit + 1.0
+                work += unit
+            new = problem.gradient(i, x) if option == 1 else own[i] - c + (x - v) / (work * step_size)
             moved.append(v - x)
             changes.append(new - own[i])
             own[i] = new

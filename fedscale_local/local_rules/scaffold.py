@@ -11,14 +11,16 @@ def scaffold(setting: Setting, option: int) -> LocalRule:
     """Each gradient is corrected by the difference between the client's own mean gradient and everybody's.
 
         v <- v - step_size * (g - c_i + c)                before any preconditioner
-        c_i' = c_i - c + (x - v_K) / (K step_size)        option 2
+        c_i' = c_i - c + (x - v_K) / (a step_size)        option 2; a = K, without momentum
         c_i' = the client's full-batch gradient at x      option 1
         server: c <- c + (S/N) mean(c_i' - c_i)           c and c_i are 0 at first
 
     Source: Karimireddy et al. 2020 (arXiv 1910.06378), Algorithm 1.
-    Departures: option 2 takes x - v_K as it is, so with momentum or a preconditioner c_i is the mean scaled step and
-    not the mean gradient. Means are uniform, as in the paper (strategy.weighting=uniform); with examples S/N becomes
-    the round's part of all examples, so that c stays the weighted mean of all c_i.
+    Departures: with momentum rho, of which the paper has none, a is what K gradients weigh in x - v_K, FedNova's
+    sum_k (1 - rho^(K - k)) / (1 - rho): with K, c_i would be up to 1 / (1 - rho) times a gradient, and clients diverge.
+    With a preconditioner c_i is the mean scaled step and not the mean gradient. Means are uniform, as in the paper
+    (strategy.weighting=uniform); with examples S/N becomes the round's part of all examples, so that c stays the
+    weighted mean of all c_i.
     """
 
     def correct(state: State, v: Tensor, g: Tensor, again: Again) -> Tensor:
@@ -28,7 +30,7 @@ def scaffold(setting: Setting, option: int) -> LocalRule:
         if option == 1:
             new = state["full_gradient"]
         else:
-            moved = (state["x"] - v) / (num_steps * setting.step_size)
+            moved = (state["x"] - v) / (_work(num_steps, setting.momentum) * setting.step_size)
             new = state["own_control"] - state["control"] + moved
         state["control"] = new - state["own_control"]
         state["own_control"] = new
@@ -41,3 +43,14 @@ def scaffold(setting: Setting, option: int) -> LocalRule:
         correct=correct,
         end=end,
     )
+
+
+def _work(num_steps: Tensor | float, momentum: float) -> Tensor | float:
+    """FedNova's local work, as robust.local_work, of each client of a stack: its recurrence, summed.
+
+    >>> _work(3, 0.0), _work(2, 0.5)
+    (3, 2.5)
+    """
+    if momentum == 0.0:
+        return num_steps
+    return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
