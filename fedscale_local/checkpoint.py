@@ -94,7 +94,7 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> None:
     }
     disk.write(folder / f"{stem}.safetensors", tensors)
     text = json.dumps(body)
-    about = f'{{"sha256": "{hashlib.sha256(text.encode()).hexdigest()}", "body": {text}}}'
+    about = f'{{"sha256": "{_sum_of_text(text)}", "body": {text}}}'
     disk.write(folder / f"{stem}.json", about.encode())
     forget_older(run_dir, keep)
 
@@ -232,7 +232,11 @@ def _names(folder: Path) -> list[str]:
 
 
 def _sum(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return _sum_of_text(json.dumps(value))
+
+
+def _sum_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sum_of_lines(run_dir: Path, size: int) -> str:

@@ -55,6 +55,7 @@ FIRST_NODE = 2
 """Node ids that strategies see follow the client indices from here; Flower keeps 1 for the server."""
 
 Kind = TypeVar("Kind", ArrayRecord, MetricRecord, ConfigRecord)
+KINDS = set(Kind.__constraints__)
 Sections = Sequence[tuple[Layout, Tensor]]
 """Parts of a record: a layout and its flat vector (d,)."""
 
@@ -177,9 +178,6 @@ def of_kind(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
         for name, record in _held(content).items()
         if type(record) is kind or (type(record) not in KINDS and isinstance(record, kind))
     }
-
-
-KINDS = {ArrayRecord, MetricRecord, ConfigRecord}
 
 
 def metric_record(metrics: Mapping[str, int | float]) -> MetricRecord:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fedscale_local.local_rule import Again, LocalRule, Setting, Shared, State, add_share, whole
+from fedscale_local.robust import local_work
 
 
 def scaffold(setting: Setting, option: int) -> LocalRule:
@@ -45,12 +47,11 @@ def scaffold(setting: Setting, option: int) -> LocalRule:
     )
 
 
-def _work(num_steps: Tensor | float, momentum: float) -> Tensor | float:
-    """FedNova's local work, as robust.local_work, of each client of a stack: its recurrence, summed.
+def _work(num_steps: Tensor | float, momentum: float) -> Tensor:
+    """FedNova's local work of each client of a stack.
 
-    >>> _work(3, 0.0), _work(2, 0.5)
-    (3, 2.5)
+    >>> _work(torch.tensor([[3.0], [2.0]]), 0.5)
+    tensor([[4.2500],
+            [2.5000]])
     """
-    if momentum == 0.0:
-        return num_steps
-    return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
+    return torch.as_tensor(num_steps).clone().apply_(lambda k: local_work(int(k), momentum, 0.0))
