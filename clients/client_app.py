@@ -426,12 +426,12 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
         return
     if experiment.local_rule.wants_mean_gradient:
         context.state.pop(adapter.ARRAYS)
-    kept: dict[str, Tensor | None] = {name: update.state[name] for name in experiment.local_rule.keeps}
+    kept: dict[str, Tensor | None] = {name: _own(update.state[name]) for name in experiment.local_rule.keeps}
     clock = 0
     if experiment.config.client.momentum_buffer == "kept":
-        kept[adapter.MOMENTUM] = update.momentum
+        kept[adapter.MOMENTUM] = update.momentum if update.momentum is None else _own(update.momentum)
     if update.memory is not None:
-        kept[adapter.MEMORY], clock = update.memory.value, int(update.memory.clock)
+        kept[adapter.MEMORY], clock = _own(update.memory.value), int(update.memory.clock)
     elif experiment.keeps_preconditioner and order.memory is not None:
         kept |= {adapter.MEMORY: order.memory.value, adapter.ARRAYS: order.params}
         clock = int(order.memory.clock)
@@ -442,6 +442,11 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
             context.state[key] = adapter.vector_record(vector)
     if kept:
         context.state[adapter.CONFIG] = ConfigRecord({"clock": clock})
+
+
+def _own(vector: Tensor) -> Tensor:
+    """A copy: what a client computed lies beside what others did, in memory that is free after the round."""
+    return vector.clone()
 
 
 def _vector(records: Mapping[str, ArrayRecord], key: str, size: int, dtype: torch.dtype) -> Tensor | None:

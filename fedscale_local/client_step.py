@@ -80,24 +80,25 @@ def scaled_local_steps(
     steps = torch.zeros(v.shape[:-1], dtype=v.dtype)
     for batch in batches:
         rows = batch.rows
-        loss, b = oracle.gradient(v[rows], batch)
+        here = v[rows]
+        loss, b = oracle.gradient(here, batch)
         losses[rows] += loss
         steps[rows] += 1
         if measure is not None and memory is not None:
-            memory, d_hat = _refresh_rows(scaling, memory, rows, measure(v[rows], batch, b))
+            memory, d_hat = _refresh_rows(scaling, memory, rows, measure(here, batch, b))
         elif measure is not None and statistic is None:
-            statistic = measure(v[rows], batch, b)
+            statistic = measure(here, batch, b)
         if rule is not PLAIN:
             part, again = _rows(state, rows, v.dim()), partial(oracle.gradient_at, batch=batch)
             if rule.step is not None:
-                rule.step(part, v[rows], b, again)
+                rule.step(part, here, b, again)
                 continue
-            b = b if rule.correct is None else rule.correct(part, v[rows], b, again)
+            b = b if rule.correct is None else rule.correct(part, here, b, again)
         if momentum:
             assert buffer is not None
             b = buffer[rows].mul_(momentum).add_(b)
         scale = d_hat if d_hat is None or d_hat.dim() < v.dim() else d_hat[rows]
-        scaling.step_(v[rows], b, scale, step_size)
+        scaling.step_(here, b, scale, step_size)
     params = oracle.finish(v)
     rule.end(state, params, steps.unsqueeze(-1))
     return LocalResult(params, losses / steps, statistic, buffer, memory, d_hat, state)

@@ -18,7 +18,7 @@ class InProcess(Section):
     """All clients in this process and its workers."""
 
     name: Literal["in_process"]
-    mode: Literal["auto", "looped", "stacked"]
+    mode: Literal["auto", "looped", "stacked", "compiled"]
     workers: Workers
     client_state: Literal["memory", "disk"]
 

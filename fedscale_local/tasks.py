@@ -79,6 +79,7 @@ class Task:
     ) -> None:
         self.module = module.to(dtype)
         self.dataset, self.dtype, self.weight_decay = dataset, dtype, weight_decay
+        self.is_compiled = False
         self.layout = Layout.of((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
         persistent = self.module.state_dict().keys()
         self.buffer_layout = Layout.of(
@@ -108,10 +109,12 @@ class Task:
 
     @cached_property
     def stacked(self) -> Stacked:
-        from fedscale_local.dense import Dense, layers
+        from fedscale_local.dense import Compiled, Dense, layers
 
         linear = layers(self)
-        return Stacked(self) if linear is None else Dense(self, linear)
+        if linear is None:
+            return Stacked(self)
+        return Compiled(self, linear) if self.is_compiled else Dense(self, linear)
 
     @cached_property
     def takes_channels_last(self) -> bool:
@@ -133,7 +136,7 @@ class Task:
 
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the training examples `indices` (B,)."""
-        y = self.targets(self.dataset.y[indices])
+        y = self.targets(self.dataset.y.index_select(0, indices))
         if self.resident is None:
             return self.inputs(self.dataset.x[indices]), y
         x = self.resident.index_select(0, indices)  # by index alone it would take twice as long

@@ -130,7 +130,8 @@ def test_changed_code_and_libraries_are_refused_once(what: str, capsys: pytest.C
     elif what == "library":
         told["versions"]["torch"], words = "1.0", "torch was 1.0, is "  # type: ignore[index]
     else:
-        told["engine"]["mode"], words = "looped", "engine.mode was looped, is stacked"  # type: ignore[index]
+        mode = told["engine"]["mode"]  # type: ignore[index]
+        told["engine"]["mode"], words = "looped", f"engine.mode was looped, is {mode}"  # type: ignore[index]
     file.write_text(json.dumps(told))
     assert cli.main(["resume", "run", "num_rounds=3"]) == 2
     assert words in capsys.readouterr().err

@@ -187,7 +187,7 @@ def test_a_node_killed_in_a_round_is_missed_and_welcomed_back_and_one_that_stays
 def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_undisturbed_one(
     nodes: Path, outside: Path, tmp_path: Path
 ) -> None:
-    run_dir, rounds = tmp_path / "run", 6
+    run_dir, rounds = tmp_path / "run", 5
     overrides = [*OURS, f"num_clients={NODES}", "clients_per_round=null", f"num_rounds={rounds}"]
     overrides += [
         "checkpoint_every=1",

@@ -19,7 +19,7 @@ from whole_runs import configured, save_arrays
 
 from fedscale_local import experiment, federation, processes
 
-CLIENTS = 6
+CLIENTS = 4
 METHODS = {
     "fedavg": ["strategy=fedavg"],
     "savic, adam": ["scaling=adam"],
@@ -39,7 +39,7 @@ METHODS = {
 COMMON = ["data=synthetic", "partition=natural", "model=logistic", "eval_clients=false"]
 SETTINGS: dict[str, Any] = {
     "num_clients": CLIENTS,
-    "clients_per_round": 4,
+    "clients_per_round": 3,
     "num_rounds": 3,
     "client.local_steps": 3,
     "seed": 5,
@@ -153,7 +153,7 @@ def test_clients_of_one_chunk_that_fail_spare_the_others_on_ray(tmp_path: Path) 
     arrays = touchy_model.save(
         tmp_path / "arrays.npz", (9, 2, 4, 7, 2, 5), {0: touchy_model.RAISE, 3: touchy_model.SPOIL}
     )
-    more = {"data.path": str(arrays), "num_rounds": 5, "num_clients": None}
+    more = {"data.path": str(arrays), "num_rounds": 5, "num_clients": None, "clients_per_round": 4}
     METHODS["touchy"] = [
         "data=arrays",
         "model=custom",

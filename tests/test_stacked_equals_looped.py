@@ -1,5 +1,7 @@
 """Clients stacked in one computation and clients one after the other give the same run, for every provided model.
 
+So do those parts of a stack that are compiled, for the models that have such parts.
+
 Shards are ragged: from one example to three batches and a bit, so that within a stack batches are padded and clients
 end after different numbers of steps. What is compared is the model after three rounds: the largest difference of
 any parameter, divided by the largest parameter.
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from compiler import needs_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from whole_runs import NATURAL, run, save_arrays
@@ -110,8 +113,9 @@ def difference(
     dtype: str,
     method: tuple[tuple[str, ...], dict[str, Any]],
     *more: str,
+    mode: str,
 ) -> float:
-    """Of the models after three rounds, stacked and looped, relative to the largest parameter."""
+    """Of the models after three rounds, in this mode and looped, relative to the largest parameter."""
     overrides, settings = data(model)
     settings = settings | {"dtype": dtype, "num_rounds": 3, "client.step_size": 0.03, "scaling.alpha": 0.1}
     more = more if any("batch_size" in override for override in more) else (*more, "client.batch_size=4")
@@ -119,9 +123,7 @@ def difference(
     looped = run(run_dir / "looped", *choices, settings=settings | {"engine.mode": "looped"} | method[1])
     # Clients of a stack that fails are done again one by one: here that must not happen.
     with patch.object(Looped, "gradient", side_effect=AssertionError("not stacked")):
-        stacked = run(
-            run_dir / "stacked", *choices, settings=settings | {"engine.mode": "stacked"} | method[1]
-        )
+        stacked = run(run_dir / mode, *choices, settings=settings | {"engine.mode": mode} | method[1])
     assert not any(line["failures"] for line in looped.lines + stacked.lines)
     assert [line["clients"] for line in looped.lines] == [line["clients"] for line in stacked.lines]
     assert len(looped.model) > 10 and np.isfinite(looped.model).all()
@@ -133,10 +135,15 @@ EPOCHS = ("client=epochs", "client.local_epochs=2")
 
 
 def check(
-    run_dir: Path, data: Any, model: str, method: tuple[tuple[str, ...], dict[str, Any]], *more: str
+    run_dir: Path,
+    data: Any,
+    model: str,
+    method: tuple[tuple[str, ...], dict[str, Any]],
+    *more: str,
+    mode: str = "stacked",
 ) -> None:
-    assert difference(run_dir / "64", data, model, "float64", method, *more) < FLOAT64
-    assert difference(run_dir / "32", data, model, "float32", method, *more) < FLOAT32[model]
+    assert difference(run_dir / "64", data, model, "float64", method, *more, mode=mode) < FLOAT64
+    assert difference(run_dir / "32", data, model, "float32", method, *more, mode=mode) < FLOAT32[model]
 
 
 @pytest.mark.parametrize(("model", "method"), product(MODELS, ["fedavg", "adam", "oasis"]))
@@ -163,6 +170,12 @@ def test_every_method_with_every_model(model: str, method: str, data: Any, tmp_p
 @pytest.mark.parametrize(("model", "buffer"), product(["logistic", "mlp"], MOMENTA))
 def test_momentum(model: str, buffer: str, data: Any, tmp_path: Path) -> None:
     check(tmp_path, data, model, MOMENTA[buffer], *EPOCHS)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("model", "method"), product(["logistic", "mlp"], [*METHODS, *MOMENTA]))
+def test_compiled(model: str, method: str, data: Any, tmp_path: Path) -> None:
+    check(tmp_path, data, model, (METHODS | MOMENTA)[method], *EPOCHS, mode="compiled")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ called one by one, as Flower calls it. What a strategy sees does not differ.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -22,16 +23,19 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedscale_local import dense, native
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_store import OnDisk
 from fedscale_local.config import CustomClient, to_json
 from fedscale_local.config_engines import InProcess
-from fedscale_local.dense import layers
 from fedscale_local.engines.workers import Work, Workers
-from fedscale_local.errors import late, lost
+from fedscale_local.errors import ConfigError, FedscaleError, late, lost
 from fedscale_local.experiment import Experiment
 from fedscale_local.flower_adapter import FIRST_NODE
 from fedscale_local.processes import TooLate, in_time, interrupted_after
+from fedscale_local.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 class InProcessGrid(Grid):
@@ -149,17 +153,35 @@ class InProcessGrid(Grid):
 def choose(experiment: Experiment) -> dict[str, Any]:
     """Mode and stack size: a rule on the model and not a measurement, so that equal configs give equal bits.
 
-    Stacking pays for fully connected networks, whose gradient is taken by hand; elsewhere it is for the asking
-    (docs/explanation-engines.md has the measurements). A stack is as large as a cache likes, and no larger.
+    Stacking pays for fully connected networks, whose gradient is taken by hand, and more so with a C compiler at hand;
+    elsewhere it is for the asking (docs/explanation-engines.md has the measurements). A stack is as large as a cache
+    likes, and no larger.
     """
     task, config = experiment.task, experiment.config.engine
     assert isinstance(config, InProcess)
-    mode, workers = config.mode, config.workers
-    if mode == "auto":
-        mode = "stacked" if layers(task) is not None else "looped"
-    stack_size = max(4, min(32, STACK_NUMBERS // task.layout.size)) if mode == "stacked" else 1
+    mode: str = config.mode
+    workers, is_dense = config.workers, dense.layers(task) is not None
+    if mode == "compiled" or (mode == "auto" and is_dense):
+        mode = _compiled(task, is_wish=mode == "auto")
+    elif mode == "auto":
+        mode = "looped"
+    stack_size = max(4, min(32, STACK_NUMBERS // task.layout.size)) if mode != "looped" else 1
     workers = _num_cores() if workers == "auto" else workers
     return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
+
+
+def _compiled(task: Task, is_wish: bool) -> str:
+    """The mode "compiled"; where it cannot be had "stacked" if it is but a wish, else a ConfigError."""
+    try:
+        if dense.layers(task) is None:
+            raise FedscaleError("the model is not a chain of linear layers and ReLU")
+        native.library("dense", task.dtype)
+        return "compiled"
+    except FedscaleError as error:
+        if is_wish:
+            log.info("engine.mode=stacked, as %s", error)
+            return "stacked"
+        raise ConfigError("engine.mode=compiled", str(error), "set engine.mode=auto") from None
 
 
 STACK_NUMBERS = 250_000
@@ -183,6 +205,7 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     torch.set_num_threads(1)
     adapter.quiet_flower()
     config = experiment.config
+    experiment.task.is_compiled = chosen["mode"] == "compiled"
     run_config: dict[str, Any] = {"config": to_json(config)}
     if isinstance(config.client, CustomClient):
         run_config = config.client.run_config | run_config

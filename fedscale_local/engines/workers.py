@@ -2,15 +2,20 @@
 
 They are forked once, when everything is loaded, so data, partition and model are theirs without a copy. A round's
 cohorts are divided among them by predicted cost; which worker computes a cohort has no influence on its result.
+
+What they exchange goes through a pipe, but for its numbers: those lie in memory that both ends see, and are read where
+they lie.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import pickle
 import signal
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -28,6 +33,12 @@ PATIENCE = 2.0
 """Seconds that all workers together have to end by themselves; one in the middle of a cohort is ended then."""
 
 
+SHARED_BYTES = 8 << 30
+"""Of addresses for each direction; memory is taken for what is written there, once, and used again."""
+
+ALIGNED = 64
+
+
 class _Pickler(pickle.Pickler):
     """Tensors travel as NumPy arrays, their numbers beside the pickle; one that occurs twice travels once."""
 
@@ -37,25 +48,70 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _send(connection: Connection, message: Any) -> None:
-    buffers: list[pickle.PickleBuffer] = []
-    stream = io.BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(message)
-    raw = [buffer.raw() for buffer in buffers]
-    connection.send([stream.getvalue(), [len(part) for part in raw]])
-    for part in raw:
-        connection.send_bytes(part)
+class _End:
+    """One end of a line between this process and one that was forked when both ends were made.
+
+    Each end writes numbers into a memory of its own that the other reads. A message tells from where on nothing that
+    came before is still in use at the end that sends it: there the other end may write its next.
+    """
+
+    def __init__(self, connection: Connection, mine: mmap.mmap, theirs: mmap.mmap) -> None:
+        self.connection, self.mine, self.theirs = connection, mine, theirs
+        self.start = 0
+        self.received: list[tuple[int, weakref.ref[np.ndarray]]] = []
+
+    def send(self, message: Any) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        stream = io.BytesIO()
+        _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(message)
+        start, rest = self.start, []
+        places: list[tuple[int | None, int]] = []  # start and end, or none and how many bytes follow
+        for raw in (buffer.raw() for buffer in buffers):
+            end = start + raw.nbytes
+            if end <= len(self.mine):
+                self.mine[start:end] = raw
+                places.append((start, end))
+                start = _aligned(end)
+            else:
+                places.append((None, raw.nbytes))
+                rest.append(raw)
+        self.connection.send((stream.getvalue(), places, self._in_use()))
+        for raw in rest:
+            self.connection.send_bytes(raw)
+
+    def receive(self) -> Any:
+        """What the other end sent: this program too, forked from one process."""
+        body, places, self.start = self.connection.recv()
+        used = max((end for start, end in places if start is not None), default=0)
+        shared = np.frombuffer(self.theirs, dtype=np.uint8, count=used)
+        self.received.append((used, weakref.ref(shared)))
+        buffers = []
+        for start, end in places:
+            if start is None:
+                buffers.append(np.empty(end, dtype=np.uint8))
+                self.connection.recv_bytes_into(buffers[-1])
+            else:
+                buffers.append(shared[start:end])
+        return pickle.loads(body, buffers=buffers)
+
+    def _in_use(self) -> int:
+        self.received = [(end, shared) for end, shared in self.received if shared() is not None]
+        return _aligned(max((end for end, _ in self.received), default=0))
 
 
-def _receive(connection: Connection) -> Any:
-    """What `_send` sent; both ends are this program, forked from one process."""
-    body, sizes = connection.recv()
-    buffers = []
-    for size in sizes:
-        part = np.empty(size, dtype=np.uint8)
-        connection.recv_bytes_into(part)
-        buffers.append(part)
-    return pickle.loads(body, buffers=buffers)
+def _line() -> tuple[_End, _End]:
+    """Its two ends; where addresses count as memory, numbers go through the pipe."""
+    here, there = get_context("fork").Pipe()
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        down, up = (mmap.mmap(-1, SHARED_BYTES, flags=flags) for _ in range(2))
+    except OSError:
+        down, up = (mmap.mmap(-1, mmap.PAGESIZE, flags=flags) for _ in range(2))
+    return _End(here, down, up), _End(there, up, down)
+
+
+def _aligned(end: int) -> int:
+    return -(-end // ALIGNED) * ALIGNED
 
 
 class Workers:
@@ -65,12 +121,13 @@ class Workers:
         self.count, self.work, self.shared = count, work, shared
         self.processes = [self._start() for _ in range(count)]
 
-    def _start(self) -> tuple[Any, Connection]:
-        context = get_context("fork")
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there, here, self.work, self.shared), daemon=True)
+    def _start(self) -> tuple[Any, _End]:
+        here, there = _line()
+        process = get_context("fork").Process(
+            target=_serve, args=(there, here, self.work, self.shared), daemon=True
+        )
         process.start()
-        there.close()
+        there.connection.close()
         return process, here
 
     def map(
@@ -93,12 +150,14 @@ class Workers:
         for number, share in enumerate(shares):
             if not share:
                 continue
-            process, connection = self.processes[number]
+            process, end = self.processes[number]
             try:
-                if not connection.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                if not end.connection.poll(
+                    None if deadline is None else max(0.0, deadline - time.monotonic())
+                ):
                     process.kill()
                     raise TimeoutError
-                results |= zip(share, _receive(connection), strict=True)
+                results |= zip(share, end.receive(), strict=True)
             except (EOFError, OSError) as error:
                 process.join()
                 reason = f"the worker process ended with exit code {process.exitcode}"
@@ -109,16 +168,16 @@ class Workers:
 
     def _give(self, number: int, items: list[Any]) -> None:
         try:
-            _send(self.processes[number][1], items)
+            self.processes[number][1].send(items)
         except OSError:  # it ended while it waited: nothing of this round is lost
             self.processes[number] = self._start()
-            _send(self.processes[number][1], items)
+            self.processes[number][1].send(items)
 
     def close(self) -> None:
         """End all workers; they also end by themselves when this process does."""
         # A worker holds the ends of those forked before it: only when all are closed does the last one see its end.
-        for _, connection in self.processes:
-            connection.close()
+        for _, end in self.processes:
+            end.connection.close()
         deadline = time.monotonic() + PATIENCE
         for process, _ in self.processes:
             process.join(timeout=max(0.0, deadline - time.monotonic()))
@@ -127,8 +186,8 @@ class Workers:
                 process.join()
 
 
-def _serve(connection: Connection, other_end: Connection, work: Work, shared: Any) -> None:
-    other_end.close()
+def _serve(end: _End, other_end: _End, work: Work, shared: Any) -> None:
+    other_end.connection.close()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(
             sign, signal.SIG_IGN
@@ -136,7 +195,11 @@ def _serve(connection: Connection, other_end: Connection, work: Work, shared: An
     torch.set_num_threads(1)
     try:
         while True:
-            _send(connection, [work(shared, item) for item in _receive(connection)])
+            items = end.receive()
+            results = [work(shared, item) for item in items]
+            del items
+            end.send(results)
+            del results
     except (EOFError, OSError):
         os._exit(0)
 

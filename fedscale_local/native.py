@@ -1,0 +1,83 @@
+"""C functions of this package, built once with the system's compiler and kept: faster, never required.
+
+A file is built for one processor and one type of number, and kept under the user's cache directory by the sum of all
+that it was built from. Where there is no compiler, or nowhere to keep what it builds, there are no such functions, and
+whoever asked does the same with torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from fedscale_local.errors import FedscaleError
+
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+SECONDS = 60.0
+"""What building one file may take; half a second is usual."""
+_REAL = {torch.float32: "float", torch.float64: "double"}
+
+
+@cache
+def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
+    """The functions of NAME.c of this package for numbers of this type.
+
+    Raises FedscaleError with the reason if they cannot be had here.
+    """
+    source = Path(__file__).with_name(f"{name}.c")
+    command = [*_compiler(), *FLAGS, f"-DREAL={_REAL[dtype]}"]
+    told = "\0".join([source.read_text("utf-8"), *command, platform.machine(), _processor()])
+    kept = _folder() / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:32]}.so"
+    try:
+        if not kept.exists():
+            _build([*command, str(source)], kept)
+        return ctypes.CDLL(str(kept))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise FedscaleError(f"{source.name} could not be built: {error}") from error
+
+
+def _compiler() -> list[str]:
+    """CC, where it is set and not empty, or the first of the usual ones."""
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(command[0]) is None:
+        raise FedscaleError(f"there is no C compiler: {command[0]} was not found; install one, or set CC")
+    return command
+
+
+def _folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "fedscale-local"
+
+
+def _processor() -> str:
+    """What the processor can do: one cache directory may serve many machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _build(command: list[str], kept: Path) -> None:
+    """Under another name first: several runs may start at the same time."""
+    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        built = Path(folder) / kept.name
+        done = subprocess.run(
+            [*command, "-o", str(built), "-lm"], capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        if done.returncode:
+            raise OSError(
+                done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"status {done.returncode}"
+            )
+        built.replace(kept)
