@@ -177,7 +177,8 @@ def _sum_of_code(config: Config) -> str:
     for package in OURS:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
-            files += sorted(Path(spec.origin).parent.rglob("*.py"))
+            folder = Path(spec.origin).parent
+            files += sorted(file for ending in ("*.py", "*.c") for file in folder.rglob(ending))
     total = hashlib.sha256()
     for file in (*files, *_code_of_user(config)):
         total.update(file.name.encode() + b"\0" + file.read_bytes())

@@ -50,6 +50,43 @@ def test_results_come_in_the_order_of_the_items(workers: Workers) -> None:
     assert workers.map([], [], died) == []
 
 
+def doubled(workers: Workers, *numbers: float) -> list[torch.Tensor]:
+    items = [{"tensor": torch.full((50_000,), number)} for number in numbers]
+    return [result["doubled"] for result in workers.map(items, [1.0] * len(items), died)]
+
+
+def test_what_was_received_stays_as_it_was_for_as_long_as_somebody_has_it(workers: Workers) -> None:
+    """Numbers are read where the worker wrote them: what it writes next must lie elsewhere, or after they are gone."""
+    kept = [doubled(workers, 1.0, 2.0, 3.0)[1][7:9]]  # a part of one is enough
+    for number in range(4, 20):
+        kept.append(doubled(workers, number, number, number, number)[number % 4])
+    assert [float(part.min()) for part in kept] == [float(part.max()) for part in kept]
+    assert [float(part[0]) for part in kept] == [4.0, *(2.0 * number for number in range(4, 20))]
+
+
+def test_memory_is_used_again_when_nobody_has_what_was_in_it(workers: Workers) -> None:
+    def places(*numbers: float) -> set[int]:
+        return {result.data_ptr() for result in doubled(workers, *numbers)}
+
+    assert places(1.0, 2.0, 3.0) == places(4.0, 5.0, 6.0)
+    held = doubled(workers, 7.0, 8.0, 9.0)
+    assert not places(1.0, 2.0, 3.0) & {result.data_ptr() for result in held}
+
+
+@pytest.mark.parametrize("size", [4096, 300_000])
+def test_what_does_not_fit_in_the_memory_goes_through_the_pipe(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedscale_local.engines.workers.SHARED_BYTES", size)
+    small = Workers(1, work, torch.arange(4.0))
+    try:
+        for _ in range(2):
+            results = doubled(small, *range(5))
+            assert all(torch.equal(got, torch.full((50_000,), 2.0 * n)) for n, got in enumerate(results))
+    finally:
+        small.close()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
 def test_tensors_cross_without_a_change(workers: Workers, dtype: torch.dtype) -> None:
     tensor = (torch.randn(3_000_000, generator=torch.Generator().manual_seed(0)) * 1000).to(dtype)
