@@ -75,15 +75,19 @@ def scaled_local_steps(
     rule.begin(state, v)
     if momentum:
         buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
+    is_plain = rule is PLAIN and not momentum and measure is None and scaling.rho is None and d_hat is None
     statistic = None
     losses = torch.zeros(v.shape[:-1], dtype=v.dtype)
     steps = torch.zeros(v.shape[:-1], dtype=v.dtype)
     for batch in batches:
         rows = batch.rows
         here = v[rows]
+        steps[rows].add_(1)
+        if is_plain:
+            losses[rows].add_(oracle.descend(here, batch, step_size))
+            continue
         loss, b = oracle.gradient(here, batch)
-        losses[rows] += loss
-        steps[rows] += 1
+        losses[rows].add_(loss)
         if measure is not None and memory is not None:
             memory, d_hat = _refresh_rows(scaling, memory, rows, measure(here, batch, b))
         elif measure is not None and statistic is None:

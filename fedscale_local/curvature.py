@@ -47,6 +47,12 @@ class Oracle(Protocol):
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mini-batch loss (...,) and its gradient (..., d); the gradient is valid until the next call."""
 
+    def descend(self, v: Tensor, batch: Batch, step_size: float) -> Tensor:
+        """In place: v <- v - step_size * gradient, which nobody sees; the mini-batch loss (...,) at the old v."""
+        loss, gradient = self.gradient(v, batch)
+        v.sub_(gradient, alpha=step_size)
+        return loss
+
     def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
         """The mini-batch gradient (..., d) at another point than the working copy; what `gradient` gave stays."""
 

@@ -11,6 +11,7 @@ such networks; Looped and Stacked prove the result.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from ctypes import c_int64, c_void_p
 
 import torch
@@ -50,7 +51,7 @@ class Dense(Stacked):
 
     def _weights(self, v: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Each layer's weight (clients, out, in) and bias (clients, out), views of the stack."""
-        count, (stride, _), start = len(v), v.stride(), v.storage_offset()
+        (count, _), (stride, _), start = v.shape, v.stride(), v.storage_offset()
         return [
             (
                 v.as_strided((count, rows, columns), (stride, columns, 1), start + weight),
@@ -61,20 +62,49 @@ class Dense(Stacked):
 
     @torch.no_grad()
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        weights = self._weights(v)
+        gradient = torch.empty_like(v)
+        parts = self._weights(gradient)
+
+        def put(level: int, delta: Tensor, hidden: Tensor) -> None:
+            torch.bmm(delta.mT, hidden, out=parts[level][0])
+
+        loss = self._differentiate(self._weights(v), batch, [d_bias for _, d_bias in parts], put)
+        return loss, self._decayed(gradient, v)
+
+    @torch.no_grad()
+    def descend(self, v: Tensor, batch: Batch, step_size: float) -> Tensor:
+        """The product that gives a weight's gradient adds it to the weight as well: so it is never written anywhere."""
+        weights, keep = self._weights(v), 1.0 - step_size * self.task.weight_decay
+        d_biases = [None if bias is None else bias.new_empty(bias.shape) for _, bias in weights]
+
+        def add(level: int, delta: Tensor, hidden: Tensor) -> None:
+            weights[level][0].baddbmm_(delta.mT, hidden, beta=keep, alpha=-step_size)
+
+        loss = self._differentiate(weights, batch, d_biases, add)
+        for (_, bias), d_bias in zip(weights, d_biases, strict=True):
+            if bias is not None and d_bias is not None:
+                bias.mul_(keep).sub_(d_bias, alpha=step_size)
+        return loss
+
+    def _differentiate(
+        self,
+        weights: Sequence[tuple[Tensor, Tensor | None]],
+        batch: Batch,
+        d_biases: Sequence[Tensor | None],
+        take: Callable[[int, Tensor, Tensor], None],
+    ) -> Tensor:
+        """The loss (clients,); d_biases are filled, and `take` is given level, delta_l and h_(l-1) of each layer."""
         hidden = [batch.x.flatten(2)]
         for level, (weight, bias) in enumerate(weights, start=1):
             hidden.append(self._affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(weights)))
         loss, delta = self._loss(hidden[-1], batch)
-        gradient = torch.empty_like(v)
-        parts = self._weights(gradient)
         for level in reversed(range(len(weights))):
-            d_weight, d_bias = parts[level]
-            delta = self._backward(delta, None if level + 1 == len(weights) else hidden[level + 1], d_bias)
-            torch.bmm(delta.mT, hidden[level], out=d_weight)
-            if level:
-                delta = delta @ weights[level][0]
-        return loss, self._decayed(gradient, v)
+            relu = None if level + 1 == len(weights) else hidden[level + 1]
+            delta = self._backward(delta, relu, d_biases[level])
+            before = delta @ weights[level][0] if level else delta
+            take(level, delta, hidden[level])
+            delta = before
+        return loss
 
     def _affine(self, z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
         """z + bias, and the ReLU of that in a hidden layer, in z's place (clients, B, units)."""
@@ -133,7 +163,7 @@ class Compiled(Dense):
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.task.dataset.kind != "classification" or not self.has_all_labels:
             return super()._loss(outputs, batch)
-        loss, labels = outputs.new_empty(len(outputs)), batch.y.contiguous()
+        loss, labels = outputs.new_empty(outputs.shape[0]), batch.y.contiguous()
         shares = None if batch.mask is None else _shares(batch.mask)
         at = None if shares is None else shares.data_ptr()
         self.native.cross_entropy(outputs.data_ptr(), labels.data_ptr(), at, loss.data_ptr(), *outputs.shape)

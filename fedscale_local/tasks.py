@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import pad_sequence
 
 from fedscale_local.client_step import LocalResult
-from fedscale_local.curvature import Batch
+from fedscale_local.curvature import Batch, Oracle
 from fedscale_local.data.dataset import Dataset, inputs
 from fedscale_local.scaling import Memory
 from fedscale_local.vector import Layout
@@ -189,7 +189,7 @@ class Task:
         return averaged | {n: t for n, t in self.module.state_dict().items() if n not in averaged}
 
 
-class Looped:
+class Looped(Oracle):
     """One client at a time: the task's module, its parameters and gradients views of two flat vectors."""
 
     def __init__(self, task: Task) -> None:
@@ -279,7 +279,7 @@ class Looped:
         return self._decayed(v, count * g_hat * g_hat, torch.ones_like(v))
 
 
-class Stacked:
+class Stacked(Oracle):
     """Many clients at once: the same module as a function of a stack (clients, d), mapped by torch.func."""
 
     def __init__(self, task: Task) -> None:
@@ -335,7 +335,7 @@ class Stacked:
 
     def batch(self, indices: Sequence[Tensor], noise: Sequence[Tensor]) -> Batch:
         """The leading clients' mini-batches, one index tensor each, padded to the longest with masked examples."""
-        sizes = [len(part) for part in indices]
+        sizes = [part.shape[0] for part in indices]
         shape, mask = (len(sizes), max(sizes)), None
         if min(sizes) == shape[1]:
             index = torch.cat(list(indices))

@@ -16,7 +16,7 @@ from torch import Tensor
 from twin import Draws, LeastSquares, Settings, Vector
 
 from fedscale_local.client_step import LocalResult, probe, scaled_local_steps
-from fedscale_local.curvature import SIGNED, STATISTICS, Batch
+from fedscale_local.curvature import SIGNED, STATISTICS, Batch, Oracle
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.server_step import client_weights, combine, displacement, mix, weighted_sum
 
@@ -29,7 +29,7 @@ class Probed(Batch):
 
 
 @dataclass(frozen=True)
-class Oracle:
+class LeastSquaresOracle(Oracle):
     """Derivatives of half the mean squared error, for one client or a stack."""
 
     weight_decay: float
@@ -100,7 +100,7 @@ def run_core(
     sizes: examples per client.  present: round -> the clients that take part.
     """
     scaling = Scaling(s.rule, s.beta, s.alpha, s.floor, s.upper_bound, s.rho)
-    oracle: Any = Oracle(s.weight_decay)
+    oracle: Any = LeastSquaresOracle(s.weight_decay)
     is_global = s.scope == "global" or scaling.is_identity
     by_step = not is_global and s.local_refresh == "step"
     from_server = s.statistic == "displacement"

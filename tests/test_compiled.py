@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ from fedscale_local.tasks import Batch, Task
 SMALL = ("data=synthetic", "model=logistic", "num_clients=4", "num_rounds=2", "engine.workers=1")
 
 
-def both(module: nn.Module, dtype: torch.dtype, num_classes: int = 3) -> tuple[Dense, Compiled]:
-    task = Task(module, dataset(shape=(5,), num_classes=num_classes), dtype)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+def both(
+    module: nn.Module, dtype: torch.dtype, num_classes: int = 3, weight_decay: float = 0.0
+) -> tuple[Dense, Compiled]:
+    task = Task(module, dataset(shape=(5,), num_classes=num_classes), dtype, weight_decay)
     linear = layers(task)
     assert linear is not None
     return Dense(task, linear), Compiled(task, linear)
@@ -61,12 +67,19 @@ def batch(clients: int, size: int, dtype: torch.dtype, is_ragged: bool, outputs:
     size=st.integers(1, 6),
     is_ragged=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
 )
-def test_loss_and_gradient_are_those_of_torch(
-    hidden: list[int], bias: bool, clients: int, size: int, is_ragged: bool, dtype: torch.dtype
+def test_loss_gradient_and_step_are_those_of_torch(
+    hidden: list[int],
+    bias: bool,
+    clients: int,
+    size: int,
+    is_ragged: bool,
+    dtype: torch.dtype,
+    weight_decay: float,
 ) -> None:
     torch.manual_seed(0)
-    slow, fast = both(network(hidden, bias), dtype)
+    slow, fast = both(network(hidden, bias), dtype, weight_decay=weight_decay)
     # More clients than step: what C is given begins at a place of its own in a larger stack.
     stack = slow.task.initial_params + 0.3 * torch.randn(clients + 2, slow.task.layout.size, dtype=dtype)
     v, given_batch = stack[1:-1], batch(clients, size, dtype, is_ragged)
@@ -74,10 +87,17 @@ def test_loss_and_gradient_are_those_of_torch(
     (loss, gradient), (fast_loss, fast_gradient) = (
         oracle.gradient(v, given_batch) for oracle in (slow, fast)
     )
-    tolerance = {torch.float32: 1e-5, torch.float64: 1e-13}[dtype]
-    torch.testing.assert_close(fast_loss, loss, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(fast_gradient, gradient, rtol=tolerance, atol=tolerance)
+    close = partial(torch.testing.assert_close, **dict.fromkeys(("rtol", "atol"), TOLERANCE[dtype]))
+    close(fast_loss, loss)
+    close(fast_gradient, gradient)
     assert torch.equal(v, before)
+
+    around = stack[:: clients + 1].clone()
+    for oracle in (slow, fast):
+        close(oracle.descend(v, given_batch, 0.3), loss)
+        close(v, before - 0.3 * gradient)
+        v.copy_(before)
+    assert torch.equal(stack[:: clients + 1], around)  # the stack's other clients do not move
 
 
 @needs_compiler

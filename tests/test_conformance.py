@@ -20,7 +20,7 @@ from torch import Tensor
 from twin import RULES, Draws, LeastSquares, Settings
 
 from fedscale_local.client_step import probe, scaled_local_steps
-from fedscale_local.curvature import STATISTICS, Batch, rademacher
+from fedscale_local.curvature import STATISTICS, Batch, Oracle, rademacher
 from fedscale_local.randomness import generator
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.server_step import client_weights, combine, weighted_sum
@@ -32,7 +32,7 @@ def noise(added: Tensor) -> Batch:
 
 
 @dataclass(frozen=True)
-class Quadratic:
+class Quadratic(Oracle):
     """f(v) = 1/2 sum_i a_i (v_i - c_i)^2 with curvature a and centre c, each (d,) or (clients, d)."""
 
     a: Tensor

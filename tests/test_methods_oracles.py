@@ -22,7 +22,7 @@ from twins_control import mimelite
 from whole_runs import NATURAL, Run, run, save_arrays
 
 from fedscale_local.client_step import scaled_local_steps
-from fedscale_local.curvature import Batch
+from fedscale_local.curvature import Batch, Oracle
 from fedscale_local.local_rule import LocalRule, Setting, State
 from fedscale_local.local_rules.adam import adam
 from fedscale_local.local_rules.muon import muon, newton_schulz
@@ -42,7 +42,7 @@ def gradient(v: Tensor, shift: Tensor) -> Tensor:
     return -torch.sin(v + shift)
 
 
-class Wave:
+class Wave(Oracle):
     """The derivatives that a client asks for; a mini-batch is its shift."""
 
     def start(self, x: Tensor) -> Tensor:
