@@ -429,7 +429,7 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
     kept: dict[str, Tensor | None] = {name: _own(update.state[name]) for name in experiment.local_rule.keeps}
     clock = 0
     if experiment.config.client.momentum_buffer == "kept":
-        kept[adapter.MOMENTUM] = update.momentum if update.momentum is None else _own(update.momentum)
+        kept[adapter.MOMENTUM] = _own(update.momentum)
     if update.memory is not None:
         kept[adapter.MEMORY], clock = _own(update.memory.value), int(update.memory.clock)
     elif experiment.keeps_preconditioner and order.memory is not None:
@@ -444,9 +444,9 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
         context.state[adapter.CONFIG] = ConfigRecord({"clock": clock})
 
 
-def _own(vector: Tensor) -> Tensor:
+def _own(vector: Tensor | None) -> Tensor | None:
     """A copy: what a client computed lies beside what others did, in memory that is free after the round."""
-    return vector.clone()
+    return None if vector is None else vector.clone()
 
 
 def _vector(records: Mapping[str, ArrayRecord], key: str, size: int, dtype: torch.dtype) -> Tensor | None:

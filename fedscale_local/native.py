@@ -35,7 +35,7 @@ def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
     Raises FedscaleError with the reason if they cannot be had here.
     """
     source = Path(__file__).with_name(f"{name}.c")
-    command = [*_compiler(), *FLAGS, f"-DREAL={_REAL[dtype]}"]
+    command = [*compiler(), *FLAGS, f"-DREAL={_REAL[dtype]}"]
     told = "\0".join([source.read_text("utf-8"), *command, platform.machine(), _processor()])
     kept = _folder() / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:32]}.so"
     try:
@@ -46,8 +46,8 @@ def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
         raise FedscaleError(f"{source.name} could not be built: {error}") from error
 
 
-def _compiler() -> list[str]:
-    """CC, where it is set and not empty, or the first of the usual ones."""
+def compiler() -> list[str]:
+    """The C compiler's command: CC, where it is set and not empty, or cc. FedscaleError where there is none."""
     command = shlex.split(os.environ.get("CC", "")) or ["cc"]
     if shutil.which(command[0]) is None:
         raise FedscaleError(f"there is no C compiler: {command[0]} was not found; install one, or set CC")

@@ -79,7 +79,7 @@ class Task:
     ) -> None:
         self.module = module.to(dtype)
         self.dataset, self.dtype, self.weight_decay = dataset, dtype, weight_decay
-        self.is_compiled = False
+        self.is_compiled = False  # what dense.Compiled is for; the engine says so before the first stack
         self.layout = Layout.of((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
         persistent = self.module.state_dict().keys()
         self.buffer_layout = Layout.of(

@@ -1,12 +1,16 @@
 """Is there a C compiler, for what is compiled where there is one?"""
 
-import os
-import shlex
-import shutil
-
 import pytest
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which((shlex.split(os.environ.get("CC", "")) or ["cc"])[0]) is None,
-    reason="there is no C compiler here",
-)
+from fedscale_local import native
+from fedscale_local.errors import FedscaleError
+
+
+def _is_there() -> bool:
+    try:
+        return bool(native.compiler())
+    except FedscaleError:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not _is_there(), reason="there is no C compiler here")
