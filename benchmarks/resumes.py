@@ -1,11 +1,12 @@
 """Stop a run of every strategy after each of its rounds, the last included, and carry it on: the same bytes?
 
-    python -m benchmarks.resumes [--engine in_process|ray|superlink] [--strategies savic,scaffold]
+    python -m benchmarks.resumes [--engine in_process|ray|superlink] [--strategies savic,scaffold] [key=value ...]
 
 A run of one round is carried on to the second, that one to the third, and so on, each by a new command's work on the
 engine that is asked for; after the last round it is carried on once more, with nothing left to do. In the end it has
 the bytes of an undisturbed run in process: so what a round leaves in memory alone, on any engine, would show. With
-superlink a federation of one node for each client is started first.
+superlink a federation of one node for each client is started first. Further keys apply to the runs that are stopped:
+engine.address=127.0.0.1:6379 engine.num_cpus=2 lets one Ray cluster of four CPUs serve two such commands at once.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument(
         "--strategies", type=lambda text: text.split(","), default=strategies(), help="default: all"
     )
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     reports.write = lambda run_dir: run_dir  # type: ignore[assignment,return-value]
@@ -77,7 +79,7 @@ def main() -> None:
         for name in arguments.strategies:
             start = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
-                is_other = unequal(name, overrides, Path(folder))
+                is_other = unequal(name, [*overrides, *arguments.overrides], Path(folder))
             failed += is_other
             took = time.monotonic() - start
             print(f"| {name} | {ROUNDS} | {'NO' if is_other else 'yes'} | {took:.0f} |", flush=True)
