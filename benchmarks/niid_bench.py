@@ -85,7 +85,9 @@ def study(out: Path, plan: Plan, source: str, at_once: int) -> list[dict[str, An
             ]
         rows.append(row)
     head = ["partition", *(column for method in METHODS for column in (method, "published"))]
-    text = f"Test accuracy in percent; {note}; {plan.num_rounds} rounds of {plan.local_epochs} local epochs.\n"
+    text = (
+        f"Test accuracy in percent; {note}; {plan.num_rounds} rounds of {plan.local_epochs} local epochs.\n"
+    )
     text += "Published: Flower's reproduction on all of CIFAR-10, 50 rounds of 10 epochs, one seed.\n\n"
     studies.write(out, text + studies.table(head, rows), results)
     return results

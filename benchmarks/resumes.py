@@ -71,7 +71,9 @@ def main() -> None:
     torch.set_num_threads(1)
     reports.write = lambda run_dir: run_dir  # type: ignore[assignment,return-value]
     failed, began = 0, time.monotonic()
-    print(f"| strategy | carried on, {arguments.engine} | same bytes | seconds |\n|---|---|---|---|", flush=True)
+    print(
+        f"| strategy | carried on, {arguments.engine} | same bytes | seconds |\n|---|---|---|---|", flush=True
+    )
     with (
         tempfile.TemporaryDirectory() as place,
         engine(arguments.engine, Path(place) / "federation") as overrides,

@@ -128,6 +128,7 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
     first = ranked[0]
     oracle = task.looped if len(ranked) == 1 else task.stacked
     task.module.train()
+    _seed_dropout(experiment, oracle, first)
     if first.round == 0:
         sent = _probed(experiment, oracle, ranked)
         statistics = _probe(experiment, oracle, ranked) if first.measure else [None] * len(ranked)
@@ -161,8 +162,7 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
     memories = _own_memories(experiment, oracle, ranked)
     if isinstance(oracle, Looped):
         oracle.load(first.params, first.buffers)
-        if task.is_random:
-            torch.manual_seed(derive(config.seed, "dropout", first.round, first.client))
+        _seed_dropout(experiment, oracle, first)  # whatever was measured before: all methods draw the same
     each_step = experiment.refreshes_each_step
     result = scaled_local_steps(
         oracle,
@@ -218,8 +218,7 @@ def _personalised(
     config, task, dataset = experiment.config, experiment.task, experiment.dataset
     if isinstance(oracle, Looped):
         oracle.load(orders[0].params, orders[0].buffers)
-        if task.is_random:
-            torch.manual_seed(derive(config.seed, "personal-dropout", orders[0].round, orders[0].client))
+        _seed_dropout(experiment, oracle, orders[0], "personal-dropout")
     x, step_size = oracle.gather([order.params for order in orders]), config.eval_personal_step_size
     result = scaled_local_steps(
         oracle, x, _stream(experiment, oracle, orders, parts), NO_SCALING, step_size=step_size
@@ -231,6 +230,14 @@ def _personalised(
         test = task.evaluate(own.params, buffers, dataset.test_x[rows], dataset.test_y[rows])
         updates[order.client] = ClientUpdate(order.client, len(rows), len(part), float(own.loss), test=test)
     return updates
+
+
+def _seed_dropout(
+    experiment: Experiment, oracle: Looped | Stacked, order: Order, purpose: str = "dropout"
+) -> None:
+    """Dropout draws from torch's global generator; a stack has none."""
+    if isinstance(oracle, Looped) and experiment.task.is_random:
+        torch.manual_seed(derive(experiment.config.seed, purpose, order.round, order.client))
 
 
 def _batches(experiment: Experiment, order: Order) -> list[Tensor]:

@@ -31,7 +31,7 @@ Problem = tuple[str, str, str]
 def check(config: Config) -> None:
     """Raise ConfigError for the first conflict, saying how many more there are."""
     parts = (
-        *(_counts, _evaluation, _client, _scaling, _strategy, _sending),
+        *(_counts, _evaluation, _engine, _client, _scaling, _strategy, _sending),
         *(_privacy, secure_checks.conflicts, _attack, _data),
     )
     problems = [problem for part in parts for problem in part(config)]
@@ -63,12 +63,32 @@ def _evaluation(config: Config) -> Iterator[Problem]:
         return
     where, without = f"eval_personal_steps={steps}", "set eval_personal_steps=0"
     if not config.eval_clients:
-        yield where, "eval_clients=false asks for no word of single clients", f"set eval_clients=true, or {without}"
+        yield (
+            where,
+            "eval_clients=false asks for no word of single clients",
+            f"set eval_clients=true, or {without}",
+        )
     if config.client.name == "custom":
-        yield where, "somebody else's ClientApp does not know how to answer", f"take our clients, or {without}"
+        yield (
+            where,
+            "somebody else's ClientApp does not know how to answer",
+            f"take our clients, or {without}",
+        )
     if config.privacy.name != "none":
         expectation = f"each client would tell how it does, which privacy={config.privacy.name} keeps secret"
         yield where, expectation, f"{without}, or privacy=none"
+
+
+def _engine(config: Config) -> Iterator[Problem]:
+    engine = config.engine
+    if engine.name != "in_process" or engine.stack_size == "auto":
+        return
+    if (engine.mode == "looped") != (engine.stack_size == 1):
+        yield (
+            f"engine.stack_size={engine.stack_size}",
+            f"engine.mode={engine.mode} does not compute {engine.stack_size} at a time",
+            "set engine.stack_size=auto, or 1 for looped and 2 or more for stacks",
+        )
 
 
 def _client(config: Config) -> Iterator[Problem]:

@@ -19,6 +19,8 @@ class InProcess(Section):
 
     name: Literal["in_process"]
     mode: Literal["auto", "looped", "stacked", "compiled"]
+    stack_size: Workers
+    memory_format: Literal["auto", "channels_last", "contiguous"]
     workers: Workers
     client_state: Literal["memory", "disk"]
 

@@ -45,7 +45,9 @@ def of_clients(experiment: Experiment, grid: Grid, params: Tensor, buffers: Tens
             owner = torch.from_numpy(partition.owners(len(y)))
             each = experiment.task.evaluate_each(params, buffers, x, y, owner, count).tolist()
             found |= {f"{of}_{name}": values for name, values in zip(_names(experiment), each, strict=False)}
-    return found | (_personal(experiment, grid, params, buffers) if experiment.config.eval_personal_steps else {})
+    return found | (
+        _personal(experiment, grid, params, buffers) if experiment.config.eval_personal_steps else {}
+    )
 
 
 def _names(experiment: Experiment) -> Sequence[str]:
@@ -67,7 +69,9 @@ def _personal(experiment: Experiment, grid: Grid, params: Tensor, buffers: Tenso
     for client, reason in reasons.items():
         log.warning("client %d did not say how it does with a model of its own: %s", client, reason)
     values: Each = {
-        f"personal_test_{name}": [told.get(client, {}).get(name) for client in range(len(experiment.partition))]
+        f"personal_test_{name}": [
+            told.get(client, {}).get(name) for client in range(len(experiment.partition))
+        ]
         for name in _names(experiment)
     }
     return {**values, "failures": [{"client": c, "reason": reason} for c, reason in sorted(reasons.items())]}

@@ -407,7 +407,7 @@ def run(config: Config) -> Path:
     """One whole run; returns its directory. What can be refused is refused before the directory is made."""
     trackers.check(config)
     experiment = planned(config)
-    chosen, work = _engine(experiment)
+    chosen, work = _engine(experiment, {})
     locate(MAKE_STRATEGY)(experiment)  # a strategy of the user's own may be refused too
     return begin(experiment, chosen, work)
 
@@ -431,7 +431,7 @@ def resume(run_dir: Path, config: Config | None = None, accept_changes: bool = F
         found = checkpoint.newest(run_dir)
         if found.checkpoint is None:
             experiment = _aimed(experiment)
-        chosen, work = _engine(experiment)
+        chosen, work = _engine(experiment, manifest.get("engine", {}))
         notes = [f"a checkpoint is passed over: {reason}" for reason in found.passed_over]
         round = 0
         if found.checkpoint is not None:
@@ -480,10 +480,10 @@ def _composed(overrides: str) -> Config:
     return compose.config(shlex.split(overrides))
 
 
-def _engine(experiment: Experiment) -> tuple[dict[str, Any], Work]:
-    """What the configured engine chooses, for the manifest, and all rounds on it."""
+def _engine(experiment: Experiment, before: Mapping[str, Any]) -> tuple[dict[str, Any], Work]:
+    """What the configured engine chooses, for the manifest, and all rounds on it; before: of a run that goes on."""
     module = f"fedscale_local.engines.{experiment.config.engine.name}"
-    chosen = locate(f"{module}.choose")(experiment)
+    chosen = locate(f"{module}.choose")(experiment, before)
     engine = locate(f"{module}.run")
     return chosen, lambda: engine(experiment, chosen, locate(SERVER_APP), client_app(experiment.config))
 

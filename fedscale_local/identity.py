@@ -41,6 +41,9 @@ LIBRARIES = (
     "dp-accounting",
 )
 
+_WAY = ("mode", "stack_size", "memory_format")
+"""What of an engine decides how sums are rounded."""
+
 
 def now(config: Config) -> dict[str, Any]:
     """The versions of libraries and the sum of the code, this project's and the user's, as the manifest has them."""
@@ -93,7 +96,7 @@ def _divided(config: Config, source: str) -> str:
 def _of_config(config: Config) -> str:
     """Sum of what decides the bytes; here num_rounds does, as the last round is always evaluated."""
     whole = to_container(config)
-    engine = {key: value for key, value in whole["engine"].items() if key in ("name", "mode")}
+    engine = {key: value for key, value in whole["engine"].items() if key in ("name", *_WAY)}
     told = decisive(whole) | {"num_rounds": config.num_rounds, "engine": engine}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -144,8 +147,8 @@ def differences(
     then, versions = manifest.get("versions", {}), current["versions"]
     found = [_changed(name, then[name], versions[name]) for name in versions if name in then]
     found.append(_changed("the code (sha256)", manifest.get("code_sha256"), current["code_sha256"], 12))
-    mode = manifest.get("engine", {}).get("mode")
-    found.append(_changed("engine.mode", mode, engine.get("mode")))
+    begun = manifest.get("engine", {})
+    found += [_changed(f"engine.{key}", begun.get(key), engine.get(key)) for key in _WAY]
     before, after = dict(flat(decisive(kept))), dict(flat(decisive(to_container(config))))
     for key in dict.fromkeys([*before, *after]):
         if before.get(key, _ABSENT) != after.get(key, _ABSENT):

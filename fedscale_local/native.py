@@ -8,9 +8,7 @@ whoever asked does the same with torch.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from fedscale_local import user_cache
 from fedscale_local.errors import FedscaleError
 
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
@@ -36,8 +35,8 @@ def library(name: str, dtype: torch.dtype) -> ctypes.CDLL:
     """
     source = Path(__file__).with_name(f"{name}.c")
     command = [*compiler(), *FLAGS, f"-DREAL={_REAL[dtype]}"]
-    told = "\0".join([source.read_text("utf-8"), *command, platform.machine(), _processor()])
-    kept = _folder() / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:32]}.so"
+    told = user_cache.key(source.read_text("utf-8"), *command, user_cache.processor())
+    kept = user_cache.folder() / f"{name}-{told}.so"
     try:
         if not kept.exists():
             _build([*command, str(source)], kept)
@@ -52,20 +51,6 @@ def compiler() -> list[str]:
     if shutil.which(command[0]) is None:
         raise FedscaleError(f"there is no C compiler: {command[0]} was not found; install one, or set CC")
     return command
-
-
-def _folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fedscale-local"
-
-
-def _processor() -> str:
-    """What the processor can do: one cache directory may serve many machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _build(command: list[str], kept: Path) -> None:

@@ -191,7 +191,9 @@ def _evaluate(experiment: Experiment, arrays: ArrayRecord) -> tuple[float | None
     data = experiment.dataset
     if len(data.test_y) == 0:
         return None, None
-    return experiment.task.evaluate(*adapter.from_model_record(arrays, experiment.task), data.test_x, data.test_y)
+    return experiment.task.evaluate(
+        *adapter.from_model_record(arrays, experiment.task), data.test_x, data.test_y
+    )
 
 
 def _reported(metrics: MetricRecord | None) -> dict[str, Any]:

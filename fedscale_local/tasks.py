@@ -79,12 +79,16 @@ class Task:
     ) -> None:
         self.module = module.to(dtype)
         self.dataset, self.dtype, self.weight_decay = dataset, dtype, weight_decay
-        self.is_compiled = False  # what dense.Compiled is for; the engine says so before the first stack
+        self.is_compiled, self.memory_format = False, "channels_last"
         self.layout = Layout.of((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
         persistent = self.module.state_dict().keys()
         self.buffer_layout = Layout.of(
             (n, b) for n, b in self.module.named_buffers() if b.is_floating_point() and n in persistent
         )
+        # A client's steps count batches, for one; whoever computed it, that is no part of the result.
+        self.untrained = {
+            n: t.clone() for n, t in self.module.state_dict().items() if not t.is_floating_point()
+        }
         self.initial_params = self.layout.join(dict(self.module.named_parameters())).detach().clone()
         self.initial_buffers = (
             self.buffer_layout.join(dict(self.module.named_buffers())).clone()
@@ -117,10 +121,20 @@ class Task:
         return Compiled(self, linear) if self.is_compiled else Dense(self, linear)
 
     @cached_property
-    def takes_channels_last(self) -> bool:
-        """Does a convolution read images? With the channels innermost, pooling and convolution take half the time."""
+    def reads_images(self) -> bool:
+        """Does a convolution read images?"""
         is_image = self.dataset.kind != "tokens" and len(self.dataset.input_shape) == 3
         return is_image and any(isinstance(m, nn.Conv2d) for m in self.module.modules())
+
+    @property
+    def takes_channels_last(self) -> bool:
+        return self.memory_format == "channels_last" and self.reads_images
+
+    def become(self, is_compiled: bool, memory_format: str) -> None:
+        """Compute as the engine has chosen: a stack in part in C; images "channels_last" or "contiguous" in memory."""
+        self.is_compiled, self.memory_format = is_compiled, memory_format
+        for made in ("resident", "stacked"):
+            self.__dict__.pop(made, None)
 
     def inputs(self, x: Tensor) -> Tensor:
         seen = inputs(self.dataset, x, self.dtype)
@@ -186,7 +200,8 @@ class Task:
     def named(self, params: Tensor, buffers: Tensor) -> dict[str, Tensor]:
         """Parameters and buffers by name, as load_state_dict takes them; what nobody trains is as it was built."""
         averaged = self.layout.split(params) | self.buffer_layout.split(buffers)
-        return averaged | {n: t for n, t in self.module.state_dict().items() if n not in averaged}
+        rest = {n: t for n, t in self.module.state_dict().items() if n not in averaged}
+        return averaged | rest | self.untrained
 
 
 class Looped(Oracle):

@@ -100,6 +100,10 @@ VALUES = [
     Row("run model.hidden=[0]", "model.hidden=[0]", "each 1 or more", "[128]"),
     Row("run engine.workers=-1", "engine.workers=-1", "1 or more", "or auto"),
     Row(
+        "run engine.mode=looped engine.stack_size=4", "engine.stack_size=4", "mode=looped", "stack_size=auto"
+    ),
+    Row("run engine.stack_size=1", "engine.stack_size=1", "mode=auto", "1 for looped"),
+    Row(
         "run strategy._target_=FedAvg",
         "strategy._target_=FedAvg",
         "package.module.Name",

@@ -131,7 +131,7 @@ def test_changed_code_and_libraries_are_refused_once(what: str, capsys: pytest.C
         told["versions"]["torch"], words = "1.0", "torch was 1.0, is "  # type: ignore[index]
     else:
         mode = told["engine"]["mode"]  # type: ignore[index]
-        told["engine"]["mode"], words = "looped", f"engine.mode was looped, is {mode}"  # type: ignore[index]
+        told["engine"]["mode"], words = "vectorised", f"engine.mode was vectorised, is {mode}"  # type: ignore[index]
     file.write_text(json.dumps(told))
     assert cli.main(["resume", "run", "num_rounds=3"]) == 2
     assert words in capsys.readouterr().err

@@ -104,7 +104,7 @@ def in_chunks(
     grid, built = Nodes(run_config, nodes, spoil), experiment.build(config)
     context = adapter.new_context(1, {}, run_config)
     with patch("fedscale_local.reports.write"):
-        experiment.begin(built, ray.choose(built), lambda: server_app.app(grid, context))
+        experiment.begin(built, ray.choose(built, {}), lambda: server_app.app(grid, context))
     lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     return Run(run_dir, lines, {}), grid
 
@@ -301,4 +301,4 @@ def test_somebody_elses_client_app_gets_no_chunks(arrays: Path, tmp_path: Path) 
         *NATURAL, "engine=ray", "engine.chunks=2", "client._target_=foreign_app.app", f"data.path={arrays}"
     )
     with pytest.raises(ConfigError, match=r"engine\.chunks=2: somebody else's ClientApp"):
-        ray.choose(experiment.build(config))
+        ray.choose(experiment.build(config), {})

@@ -313,11 +313,11 @@ def test_cores_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (at_once("basic"), at_once("joblib", n_jobs=2), at_once("joblib", n_jobs=8)) == (1, 2, 3)
     assert (at_once("submitit_local"), at_once("submitit_slurm", partition="long")) == (3, None)
-    from fedscale_local.engines import in_process
+    from fedscale_local.engines import cost_model
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
     monkeypatch.setenv("FEDSCALE_CORES", "3")
-    assert in_process._num_cores() == 3
+    assert cost_model.num_cores() == 3
 
 
 @pytest.mark.slow

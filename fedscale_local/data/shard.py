@@ -168,7 +168,9 @@ def _arrays(file: Path, header: Header) -> tuple[Rows, Rows]:
         raise DataError(f"{file}", f"expected an .npz with arrays x and y ({error})", REMEDY) from None
     rows = _checked(file, header, x, y, header.num_examples)
     if test_x.shape[1:] != x.shape[1:]:
-        raise DataError(f"{file}", f"an example is {x.shape[1:]}, one of test_x is {test_x.shape[1:]}", REMEDY)
+        raise DataError(
+            f"{file}", f"an example is {x.shape[1:]}, one of test_x is {test_x.shape[1:]}", REMEDY
+        )
     return rows, _checked(file, header, test_x, test_y, header.num_test_examples, "test_")
 
 

@@ -17,7 +17,8 @@ from fedscale_local import chunk
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import CustomClient
 from fedscale_local.config_engines import Ray
-from fedscale_local.engines.in_process import InProcessGrid, cost
+from fedscale_local.engines import cost_model
+from fedscale_local.engines.in_process import InProcessGrid
 from fedscale_local.engines.workers import divide
 from fedscale_local.errors import FedscaleError
 from fedscale_local.experiment import Experiment
@@ -51,7 +52,7 @@ def far_cohort(
     """
     clients = [context.node_id - adapter.FIRST_NODE for context in contexts]
     nodes = sorted(grid.get_node_ids())
-    shares = divide([cost(experiment, client) for client in clients], min(num_chunks, len(nodes)))
+    shares = divide(cost_model.costs(experiment, clients), min(num_chunks, len(nodes)))
     shares = [sorted(share) for share in shares if share]
     sent = []
     for node, share in zip(nodes, shares, strict=False):

@@ -6,11 +6,8 @@ called one by one, as Flower calls it. What a strategy sees does not differ.
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
@@ -23,19 +20,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedscale_local import dense, native
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_store import OnDisk
 from fedscale_local.config import CustomClient, to_json
 from fedscale_local.config_engines import InProcess
+from fedscale_local.engines import cost_model
 from fedscale_local.engines.workers import Work, Workers
-from fedscale_local.errors import ConfigError, FedscaleError, late, lost
+from fedscale_local.errors import late, lost
 from fedscale_local.experiment import Experiment
 from fedscale_local.flower_adapter import FIRST_NODE
 from fedscale_local.processes import TooLate, in_time, interrupted_after
 from fedscale_local.tasks import Task
-
-log = logging.getLogger(__name__)
 
 
 class InProcessGrid(Grid):
@@ -150,53 +145,34 @@ class InProcessGrid(Grid):
         return adapter.empty_run()
 
 
-def choose(experiment: Experiment) -> dict[str, Any]:
-    """Mode and stack size: a rule on the model and not a measurement, so that equal configs give equal bits.
+def choose(experiment: Experiment, before: Mapping[str, Any]) -> dict[str, Any]:
+    """How clients are computed, and by how many workers: as `before`, where a run goes on, else as measured.
 
-    Stacking pays for fully connected networks, whose gradient is taken by hand, and more so with a C compiler at hand;
-    elsewhere it is for the asking (docs/explanation-engines.md has the measurements). A stack is as large as a cache
-    likes, and no larger.
+    A run goes on in the way it began, wherever: other kernels round otherwise. Somebody else's ClientApp is called.
     """
     task, config = experiment.task, experiment.config.engine
     assert isinstance(config, InProcess)
-    mode: str = config.mode
-    workers, is_dense = config.workers, dense.layers(task) is not None
-    if mode == "compiled" or (mode == "auto" and is_dense):
-        mode = _compiled(task, is_wish=mode == "auto")
-    elif mode == "auto":
-        mode = "looped"
-    stack_size = max(4, min(32, STACK_NUMBERS // task.layout.size)) if mode != "looped" else 1
-    workers = _num_cores() if workers == "auto" else workers
-    return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
+    if isinstance(experiment.config.client, CustomClient):
+        return {"name": "in_process", **cost_model.LOOPED._asdict(), "workers": 1}
+    way, seconds = _before(task, config, before) or cost_model.choose(experiment)
+    workers = config.workers
+    if workers == "auto":
+        workers = cost_model.num_workers(experiment, seconds.get(str(way)))
+    return {"name": "in_process", **way._asdict(), "workers": workers, "seconds_of_a_step": seconds}
 
 
-def _compiled(task: Task, is_wish: bool) -> str:
-    """The mode "compiled"; where it cannot be had "stacked" if it is but a wish, else a ConfigError."""
+def _before(
+    task: Task, config: InProcess, before: Mapping[str, Any]
+) -> tuple[cost_model.Way, dict[str, float]] | None:
+    """The way of the run so far, unless another is asked for or it cannot be had here."""
     try:
-        if dense.layers(task) is None:
-            raise FedscaleError("the model is not a chain of linear layers and ReLU")
-        native.library("dense", task.dtype)
-        return "compiled"
-    except FedscaleError as error:
-        if is_wish:
-            log.info("engine.mode=stacked, as %s", error)
-            return "stacked"
-        raise ConfigError("engine.mode=compiled", str(error), "set engine.mode=auto") from None
-
-
-STACK_NUMBERS = 250_000
-"""Parameters of all clients of a stack together."""
-
-
-def _num_cores() -> int:
-    """The cores this process may use; one where processes cannot safely be forked.
-
-    FEDSCALE_CORES is this run's share where several runs are at work, as in a sweep.
-    """
-    if sys.platform != "linux":
-        return 1
-    cores = len(os.sched_getaffinity(0))
-    return min(cores, int(os.environ.get("FEDSCALE_CORES", cores)))
+        way = cost_model.Way(before["mode"], before["stack_size"], before["memory_format"])
+        seconds = before["seconds_of_a_step"]
+    except KeyError:
+        return None
+    asked = (config.mode, config.stack_size, config.memory_format)
+    is_asked_for = all(wish in ("auto", found) for wish, found in zip(asked, way, strict=True))
+    return (way, seconds) if is_asked_for and way.mode in cost_model.modes(task, config.mode) else None
 
 
 def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:
@@ -205,7 +181,7 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     torch.set_num_threads(1)
     adapter.quiet_flower()
     config = experiment.config
-    experiment.task.is_compiled = chosen["mode"] == "compiled"
+    experiment.task.become(chosen["mode"] == "compiled", chosen["memory_format"])
     run_config: dict[str, Any] = {"config": to_json(config)}
     if isinstance(config.client, CustomClient):
         run_config = config.client.run_config | run_config
@@ -237,18 +213,9 @@ class _Runner:
         if self.workers is None:
             _ = experiment.task.resident  # made here, it is one copy for all of them
             self.workers = Workers(self.num_workers, train, experiment)
-        costs = [sum(cost(experiment, order.client) for order in cohort) for cohort in cohorts]
-        return self.workers.map(cohorts, costs, lost, self.round_timeout)
+        predicted = [sum(cost_model.costs(experiment, [o.client for o in cohort])) for cohort in cohorts]
+        return self.workers.map(cohorts, predicted, lost, self.round_timeout)
 
     def close(self) -> None:
         if self.workers is not None:
             self.workers.close()
-
-
-def cost(experiment: Experiment, client: int) -> float:
-    """Examples that the client will work through in a round."""
-    config, size = experiment.config.client, int(experiment.partition.sizes[client])
-    if config.local_epochs is not None:
-        return size * config.local_epochs
-    batch = size if config.batch_size == "full" else min(size, config.batch_size)
-    return batch * (config.local_steps or 0)

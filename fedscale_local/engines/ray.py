@@ -9,6 +9,7 @@ there are chunks at most; with somebody else's ClientApp it sees the clients.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.clientapp import ClientApp
@@ -16,7 +17,7 @@ from flwr.serverapp import ServerApp
 
 from fedscale_local.config import CustomClient
 from fedscale_local.config_engines import Ray
-from fedscale_local.engines import flower_command
+from fedscale_local.engines import cost_model, flower_command
 from fedscale_local.engines.submit import run_app
 from fedscale_local.errors import ConfigError
 from fedscale_local.experiment import Experiment
@@ -29,7 +30,7 @@ MOST_CHUNKS = 1000
 """Messages of a round where engine.chunks=auto: Flower looks through its nodes ten times a second."""
 
 
-def choose(experiment: Experiment) -> dict[str, Any]:
+def choose(experiment: Experiment, before: Mapping[str, Any]) -> dict[str, Any]:
     """What goes into the manifest; refuses workers for a cluster, which has its own."""
     config = experiment.config.engine
     assert isinstance(config, Ray)
@@ -45,7 +46,7 @@ def choose(experiment: Experiment) -> dict[str, Any]:
             "somebody else's ClientApp takes one client at a time",
             "set engine.chunks=auto, which for client=custom packs nothing",
         )
-    return {"mode": "looped", **config.model_dump()}
+    return {**cost_model.LOOPED._asdict(), **config.model_dump()}
 
 
 def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:

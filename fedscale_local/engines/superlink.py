@@ -14,6 +14,7 @@ import json
 import logging
 import socket
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from flwr.serverapp import ServerApp
 
 from fedscale_local import checkpoint, records
 from fedscale_local.config_engines import SuperLink
-from fedscale_local.engines import flower_command
+from fedscale_local.engines import cost_model, flower_command
 from fedscale_local.engines.submit import Remote, run_app
 from fedscale_local.errors import ConfigError, FedscaleError, RunDirError
 from fedscale_local.experiment import Experiment
@@ -47,7 +48,7 @@ class Link(NamedTuple):
     """Does the SuperLink start the server's side?"""
 
 
-def choose(experiment: Experiment) -> dict[str, Any]:
+def choose(experiment: Experiment, before: Mapping[str, Any]) -> dict[str, Any]:
     """What goes into the manifest; whatever is wrong with keys, certificates and address is refused here."""
     link = find(experiment.config.superlink)
     greet(link)
@@ -55,8 +56,9 @@ def choose(experiment: Experiment) -> dict[str, Any]:
         _refuse_large(Path(str(experiment.config.run_dir)))
     if link.insecure:
         log.warning("superlink.insecure=true: models and statistics travel unencrypted to %s", link.address)
-    chosen = {"name": "superlink", "mode": "looped", "address": link.address, "insecure": link.insecure}
-    return chosen | {"serverapp": "remote" if link.is_remote else "beside"}
+    chosen = {"name": "superlink", "address": link.address, "insecure": link.insecure}
+    chosen |= {"serverapp": "remote" if link.is_remote else "beside"}
+    return chosen | cost_model.LOOPED._asdict()
 
 
 def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:

@@ -107,7 +107,9 @@ def compare(
     notes += _remarks(rows, chosen)
     noise = noise_floor([_known(row.columns["final"]) for row in rows])
     words = _noise_words(noise, metric)
-    return Comparison(metric, chosen, goal, clients, personal, rows, pairs, noise, words, notes, checks, tuned)
+    return Comparison(
+        metric, chosen, goal, clients, personal, rows, pairs, noise, words, notes, checks, tuned
+    )
 
 
 def _known(column: dict[int, float]) -> list[float]:

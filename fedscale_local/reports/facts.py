@@ -103,7 +103,13 @@ def method_name(run: Run) -> str:
 
 def method_words(run: Run) -> str:
     """The method in one or two sentences, from the resolved configuration."""
-    parts = (_client_words(run), _local_words(run), _scaling_words(run), _server_words(run), _attack_words(run))
+    parts = (
+        _client_words(run),
+        _local_words(run),
+        _scaling_words(run),
+        _server_words(run),
+        _attack_words(run),
+    )
     return " ".join(part for part in parts if part)
 
 

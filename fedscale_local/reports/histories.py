@@ -20,7 +20,12 @@ from fedscale_local.run_dir import SWEEP, Run, cells, read
 NOT_THE_METHOD = ("seed", "run_dir")
 METRICS = ("test_accuracy", "test_loss", "train_loss")
 OF_D = ("d_condition", "d_change", "d_floored")  # what a round says of the preconditioner
-OF_MODEL = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")  # what clients.json says of each client
+OF_MODEL = (
+    "test_accuracy",
+    "test_loss",
+    "train_accuracy",
+    "train_loss",
+)  # what clients.json says of each client
 PERSONAL = "personal_"  # before those of them that are of the client's own model
 OF_CLIENTS = (*OF_MODEL, *(PERSONAL + key for key in OF_MODEL[:2]))
 NAME_WIDTH = 44  # characters of a name that tells every difference

@@ -36,7 +36,9 @@ STATUS = {"done": "FINISHED", "failed": "FAILED"}
 @contextmanager
 def opened(told: Told) -> Iterator[tuple[Send, int]]:
     assert isinstance(told.config.tracking, Mlflow)
-    with locks.turn(told.run_dir.parent):  # two that make the tables of a new store at once are in each other's way
+    with locks.turn(
+        told.run_dir.parent
+    ):  # two that make the tables of a new store at once are in each other's way
         client = MlflowClient(told.config.tracking.uri)
         run_id = _run(client, told)
     client.update_run(run_id, "RUNNING")

@@ -1,0 +1,206 @@
+"""Which way a round is computed fastest on this machine, from a short measurement at the start of a run.
+
+What is measured is a plain local step on the run's own examples, in each way that the model allows: one client after
+the other or so many in a stack, and where images are read with either order of memory. What was found is kept for the
+machine and the workload, which is model, kind of data, batch and type of number; so equal configurations have equal
+bits on one machine, whoever was first. The method is no part of it: methods that are compared run the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from fedscale_local import dense, native, user_cache
+from fedscale_local.config_engines import InProcess
+from fedscale_local.errors import ConfigError, FedscaleError
+from fedscale_local.experiment import Experiment
+from fedscale_local.tasks import Task
+
+log = logging.getLogger(__name__)
+
+SIZES = (4, 8, 16, 32, 64)
+"""Clients of a stack."""
+STACK_NUMBERS = 2_000_000
+"""Parameters of all clients of a stack together, beyond the smallest: what a cache may hold."""
+GAIN = 1.1
+"""How much faster a larger stack, or another way than the reference, must be to be worth it."""
+TRIAL_SECONDS = 0.5
+"""What the smallest stack may take to be tried, if it is no faster than client after client: then it is arithmetic."""
+EXAMPLES = 4096
+"""Of the training set, which the measured steps draw from."""
+REPEATS, SECONDS = 20, 0.05
+"""A way is measured so often, or, after two, so long; the shortest counts, which others at work disturb least."""
+WORKER_SECONDS = 0.003
+"""What a round must take that it is worth sharing out among workers."""
+
+
+class Way(NamedTuple):
+    """How clients are computed; stack_size 1 for looped."""
+
+    mode: str
+    stack_size: int
+    memory_format: str = "channels_last"
+
+    def __str__(self) -> str:
+        return f"{self.mode} {self.stack_size} {self.memory_format}"
+
+
+LOOPED = Way("looped", 1)
+"""The reference."""
+
+
+def choose(experiment: Experiment) -> tuple[Way, dict[str, float]]:
+    """The fastest way of those that the engine's section admits, and the seconds of a client's step in each tried.
+
+    Raises ConfigError where a model cannot be had in the mode that is asked for.
+    """
+    task, config = experiment.task, experiment.config.engine
+    assert isinstance(config, InProcess)
+    seconds: dict[Way, float] = {}
+    best: Way | None = None
+    with _alone():
+        for way in _ways(task, config):
+            if best is not None and way.stack_size > 1 and seconds[best] * way.stack_size * 3 > TRIAL_SECONDS:
+                break
+            seconds[way] = _seconds(experiment, way)
+            if best is None or seconds[way] * GAIN < seconds[best]:
+                best = way
+            elif way.stack_size > 1:
+                break  # a larger one gains less still
+    assert best is not None
+    return best, {str(way): found for way, found in seconds.items() if found < float("inf")}
+
+
+def modes(task: Task, mode: str) -> list[str]:
+    """What there is to choose from, the reference first."""
+    is_dense = dense.layers(task) is not None
+    if mode == "looped" or (mode == "auto" and not task.is_stackable):
+        return ["looped"]
+    if mode == "stacked":
+        return ["stacked"]
+    try:
+        if not is_dense:
+            raise FedscaleError("the model is not a chain of linear layers and ReLU")
+        native.library("dense", task.dtype)
+        fast = "compiled"
+    except FedscaleError as error:
+        if mode == "compiled":
+            raise ConfigError("engine.mode=compiled", str(error), "set engine.mode=auto") from None
+        if is_dense:
+            log.info("nothing is compiled, as %s", error)
+        fast = "stacked"
+    return [fast] if mode == "compiled" else ["looped", fast]
+
+
+def _ways(task: Task, config: InProcess) -> Iterator[Way]:
+    """Those that the section admits, the reference first, small stacks before large ones."""
+    formats = [
+        LOOPED.memory_format
+    ]  # also where mode=looped asks for the reference, which is the same in all engines
+    if config.memory_format != "auto":
+        formats = [config.memory_format]
+    elif config.mode == "auto" and task.reads_images:
+        formats = ["channels_last", "contiguous"]
+    sizes = [size for size in SIZES if size == SIZES[0] or size * task.layout.size <= STACK_NUMBERS]
+    if config.stack_size != "auto":
+        sizes = [config.stack_size]
+    for mode in modes(task, config.mode):
+        if mode == "looped":
+            yield from (Way(mode, 1, format) for format in formats)
+        else:
+            yield from (Way(mode, size, formats[0]) for size in sizes)
+
+
+def _seconds(experiment: Experiment, way: Way) -> float:
+    """Of a client's step; infinite where the model cannot be computed so, or at all, as its clients will tell."""
+    task, config = experiment.task, experiment.config
+    module, shape, batch = repr(task.module), repr(task.layout.shapes), _batch_size(experiment)
+    data = f"{task.dataset.kind} {task.dataset.input_shape} {task.dataset.num_classes} {task.dataset.x.dtype}"
+    machine = user_cache.key(user_cache.processor(), torch.__version__)
+    workload = user_cache.key(repr(config.model), module, shape, data, f"{batch} {task.dtype}")
+    name = f"steps/{machine[:16]}-{workload[:16]}/{str(way).replace(' ', '-')}"
+    try:
+        return user_cache.number(name, lambda: measured(task, way, batch))
+    except Exception as error:
+        log.info("%s is not possible: %s: %s", way, type(error).__name__, error)
+        return float("inf")
+
+
+def _batch_size(experiment: Experiment) -> int:
+    """Of the largest shard, or of the mean one where a batch is all that a client has."""
+    batch, sizes = experiment.config.client.batch_size, experiment.partition.sizes
+    return max(1, round(sizes.mean())) if batch == "full" else min(int(batch), int(sizes.max()))
+
+
+def measured(task: Task, way: Way, batch_size: int) -> float:
+    """Seconds of one client's plain step of this batch, on a model of its own."""
+    few = dataclasses.replace(task.dataset, x=task.dataset.x[:EXAMPLES], y=task.dataset.y[:EXAMPLES])
+    own = Task(copy.deepcopy(task.module), few, task.dtype, task.weight_decay)
+    own.become(way.mode == "compiled", way.memory_format)
+    own.module.train()
+    oracle = own.looped if way.mode == "looped" else own.stacked
+    stream, began, shortest = torch.Generator().manual_seed(0), time.perf_counter(), float("inf")
+    v = oracle.start(oracle.gather([own.initial_params] * way.stack_size))
+    for repeat in range(REPEATS + 1):
+        rows = [torch.randint(len(few.x), (batch_size,), generator=stream) for _ in range(way.stack_size)]
+        start = time.perf_counter()
+        oracle.descend(v, oracle.batch(rows, []), 0.0)
+        end = time.perf_counter()
+        if repeat:  # the first prepares what is kept
+            shortest = min(shortest, end - start)
+        if repeat > 1 and end - began > SECONDS:
+            break
+    return shortest / way.stack_size
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """As a run computes: on one thread, and with random numbers that nobody else sees."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def num_workers(experiment: Experiment, seconds_per_step: float | None) -> int:
+    """As many as there are cores; one where a round is known to be too short to be shared out. It changes no result."""
+    if seconds_per_step is None:
+        return num_cores()
+    examples = float(np.mean(costs(experiment, experiment.eligible))) * experiment.clients_per_round
+    seconds = examples / _batch_size(experiment) * seconds_per_step
+    return num_cores() if seconds > WORKER_SECONDS else 1
+
+
+def costs(experiment: Experiment, clients: ArrayLike) -> list[float]:
+    """Examples that each of these clients will work through in a round."""
+    config, sizes = experiment.config.client, experiment.partition.sizes[np.asarray(clients, dtype=np.int64)]
+    if config.local_epochs is not None:
+        return (sizes * config.local_epochs).tolist()
+    batches = sizes if config.batch_size == "full" else np.minimum(sizes, config.batch_size)
+    return (batches * (config.local_steps or 0)).tolist()
+
+
+def num_cores() -> int:
+    """The cores this process may use; one where processes cannot safely be forked.
+
+    FEDSCALE_CORES is this run's share where several runs are at work, as in a sweep.
+    """
+    if sys.platform != "linux":
+        return 1
+    cores = len(os.sched_getaffinity(0))
+    return min(cores, int(os.environ.get("FEDSCALE_CORES", cores)))
