@@ -226,28 +226,26 @@ class Experiment:
 
         Nothing but the seed, the shard and the client section has an influence: every method draws the same ones.
         """
-        config, shard = self.config.client, self.shard(client)
-        drawn = draw(
+        config = self.config.client
+        return draw(
             generator(self.config.seed, "batch", round, client),
-            len(shard),
+            self.shard(client),
             config.batch_size,
             num_steps=1 if round == 0 else config.local_steps,
             num_epochs=config.local_epochs,
             drop_last=config.drop_last,
         )
-        return rows(shard, drawn)
 
     def personal_batches(self, client: int) -> list[Tensor]:
         """The same for the steps after the last round, by which a client makes the model its own."""
         config = self.config
-        drawn = draw(
+        return draw(
             generator(config.seed, "personal", config.num_rounds, client),
-            len(shard := self.shard(client)),
+            self.shard(client),
             config.client.batch_size,
             num_steps=config.eval_personal_steps,
             drop_last=config.client.drop_last,
         )
-        return rows(shard, drawn)
 
     @cached_property
     def eligible(self) -> np.ndarray:
@@ -259,11 +257,6 @@ class Experiment:
     @property
     def clients_per_round(self) -> int:
         return self.config.clients_per_round or len(self.eligible)
-
-
-def rows(shard: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-    """The examples of each batch, which holds indices into the shard; looked up together."""
-    return list(shard[torch.cat(list(parts))].split([len(part) for part in parts])) if parts else []
 
 
 def build(config: Config, place: Place | None = None) -> Experiment:
