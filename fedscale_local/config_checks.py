@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedscale_local import secure_checks
 from fedscale_local.config_attack import COLLUDING
+from fedscale_local.config_engines import InProcess
 from fedscale_local.config_messages import show
 from fedscale_local.config_privacy import NoPrivacy
 from fedscale_local.config_strategies import FlowerStrategy
@@ -32,7 +33,7 @@ def check(config: Config) -> None:
     """Raise ConfigError for the first conflict, saying how many more there are."""
     parts = (
         *(_counts, _evaluation, _client, _scaling, _strategy, _sending),
-        *(_privacy, secure_checks.conflicts, _attack, _data),
+        *(_privacy, secure_checks.conflicts, _attack, _data, _engine),
     )
     problems = [problem for part in parts for problem in part(config)]
     if problems:
@@ -317,6 +318,20 @@ def _privacy(config: Config) -> Iterator[Problem]:
             f"{where} adds noise to the mean of the statistics, of which no mean of squares can be told",
             "set scaling.combine=square_of_mean",
         )
+
+
+def _engine(config: Config) -> Iterator[Problem]:
+    """Whether there is a GPU tells the engine, which looks for one."""
+    engine = config.engine
+    if not isinstance(engine, InProcess):
+        return
+    for key, value in (("device", "cuda"), ("precision", "bfloat16")):
+        if engine.mode == "compiled" and getattr(engine, key) == value:
+            expectation = "what is compiled runs on the processor, with the numbers that dtype says"
+            yield f"engine.{key}={value}", expectation, "set engine.mode=auto"
+    if engine.precision == "bfloat16" and config.dtype == "float64":
+        expectation = "products in 8 bits of precision leave nothing of the 53 of dtype=float64"
+        yield "engine.precision=bfloat16", expectation, "set dtype=float32, or engine.precision=full"
 
 
 def _data(config: Config) -> Iterator[Problem]:

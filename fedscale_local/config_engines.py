@@ -20,6 +20,8 @@ class InProcess(Section):
     name: Literal["in_process"]
     mode: Literal["auto", "looped", "stacked", "compiled"]
     workers: Workers
+    device: Literal["cpu", "cuda"]
+    precision: Literal["full", "bfloat16"]
     client_state: Literal["memory", "disk"]
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -159,15 +159,54 @@ def choose(experiment: Experiment) -> dict[str, Any]:
     """
     task, config = experiment.task, experiment.config.engine
     assert isinstance(config, InProcess)
+    if config.device == "cuda":
+        return _on_gpus(experiment, config)
     mode: str = config.mode
-    workers, is_dense = config.workers, dense.layers(task) is not None
+    # What is taken by hand is not taken in bfloat16.
+    workers, is_dense = config.workers, config.precision == "full" and dense.layers(task) is not None
     if mode == "compiled" or (mode == "auto" and is_dense):
         mode = _compiled(task, is_wish=mode == "auto")
     elif mode == "auto":
         mode = "looped"
     stack_size = max(4, min(32, STACK_NUMBERS // task.layout.size)) if mode != "looped" else 1
     workers = _num_cores() if workers == "auto" else workers
-    return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers}
+    return _chosen(config, mode, stack_size, workers)
+
+
+def _chosen(config: InProcess, mode: str, stack_size: int, workers: int) -> dict[str, Any]:
+    told = {"device": config.device, "precision": config.precision}
+    return {"name": "in_process", "mode": mode, "stack_size": stack_size, "workers": workers, **told}
+
+
+def _on_gpus(experiment: Experiment, config: InProcess) -> dict[str, Any]:
+    """As `choose`, on GPUs: one worker each, and stacks as large as fit wherever the model can be stacked."""
+    # By NVML, which leaves CUDA alone: where workers are to be forked, their parent must not have touched it.
+    found = torch.cuda.device_count()
+    if not found:
+        expectation = f"torch {torch.__version__} finds no GPU on this machine"
+        raise ConfigError("engine.device=cuda", expectation, "set engine.device=cpu")
+    if config.workers != "auto" and config.workers > found:
+        expectation = f"each worker takes a GPU, and there are {found}"
+        raise ConfigError(f"engine.workers={config.workers}", expectation, "set engine.workers=auto")
+    most = min(found, experiment.clients_per_round) if sys.platform == "linux" else 1
+    workers = most if config.workers == "auto" else config.workers
+    mode = "stacked" if config.mode != "looped" and experiment.task.is_stackable else "looped"
+    stack_size = 1
+    if mode == "stacked":
+        fit = DEVICE_NUMBERS // _numbers(experiment)
+        stack_size = max(1, min(fit, -(-experiment.clients_per_round // workers)))
+    return _chosen(config, mode, stack_size, workers)
+
+
+def _numbers(experiment: Experiment) -> int:
+    """What a client of a stack takes: its vectors, and what its mini-batch leaves for the backward pass."""
+    task, client, rule = experiment.task, experiment.config.client, experiment.local_rule
+    num_examples = int(experiment.partition.sizes.max())
+    takes_all = rule.wants_full_gradient or rule.wants_mean_gradient
+    takes_all = takes_all or experiment.config.scaling.statistic == "full_gradient"
+    if client.batch_size != "full" and not takes_all:
+        num_examples = min(client.batch_size, num_examples)
+    return DEVICE_VECTORS * task.layout.size + num_examples * task.numbers_per_example
 
 
 def _compiled(task: Task, is_wish: bool) -> str:
@@ -187,6 +226,12 @@ def _compiled(task: Task, is_wish: bool) -> str:
 STACK_NUMBERS = 250_000
 """Parameters of all clients of a stack together."""
 
+DEVICE_NUMBERS = 2**31
+"""Numbers of all clients of a stack on a GPU, 8 GiB in float32; a stack that does not fit is done one by one."""
+
+DEVICE_VECTORS = 8
+"""Of d numbers, for each client: its model, gradient, statistic, and what a local rule holds."""
+
 
 def _num_cores() -> int:
     """The cores this process may use; one where processes cannot safely be forked.
@@ -205,11 +250,15 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     torch.set_num_threads(1)
     adapter.quiet_flower()
     config = experiment.config
-    experiment.task.is_compiled = chosen["mode"] == "compiled"
+    task, workers = experiment.task, chosen["workers"]
+    task.is_compiled, task.precision = chosen["mode"] == "compiled", chosen["precision"]
+    # Several GPUs are their workers' alone. This process evaluates on the processor and never touches CUDA, so that a
+    # worker can be forked again at any time: it takes the GPU of the one that ended.
+    task.to(_device(chosen, 0) if workers == 1 else torch.device("cpu"))
     run_config: dict[str, Any] = {"config": to_json(config)}
     if isinstance(config.client, CustomClient):
         run_config = config.client.run_config | run_config
-    runner = _Runner(chosen["workers"], config.round_timeout)
+    runner = _Runner(workers, config.round_timeout, lambda number: task.to(_device(chosen, number)))
     options = {"stack_size": chosen["stack_size"], "run": runner}
     engine, kept = config.engine, Path(str(config.run_dir)) / "client_state"
     states = OnDisk(kept) if isinstance(engine, InProcess) and engine.client_state == "disk" else None
@@ -224,21 +273,41 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
         shutil.rmtree(kept, ignore_errors=True)  # checkpoints have it
 
 
-class _Runner:
-    """Runs cohorts on workers that are forked when the first round asks for them; one worker is this process."""
+def _device(chosen: dict[str, Any], number: int) -> torch.device:
+    """Where the worker of this number computes."""
+    return torch.device("cuda", number) if chosen["device"] == "cuda" else torch.device("cpu")
 
-    def __init__(self, num_workers: int, round_timeout: float | None) -> None:
-        self.num_workers, self.round_timeout = num_workers, round_timeout
+
+class _Runner:
+    """Runs cohorts on workers that are forked when the first round asks for them; one worker is this process.
+
+    begin: what a worker does first, given its number.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        round_timeout: float | None,
+        begin: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.num_workers, self.round_timeout, self.begin = num_workers, round_timeout, begin
         self.workers: Workers | None = None
 
     def __call__(self, train: Work, experiment: Experiment, cohorts: Sequence[Sequence[Any]]) -> list[Any]:
         if self.num_workers == 1:
             return in_time(partial(train, experiment), cohorts, late, self.round_timeout)
         if self.workers is None:
-            _ = experiment.task.resident  # made here, it is one copy for all of them
-            self.workers = Workers(self.num_workers, train, experiment)
+            self._ready(experiment)
+            self.workers = Workers(self.num_workers, train, experiment, self.begin)
         costs = [sum(cost(experiment, order.client) for order in cohort) for cohort in cohorts]
         return self.workers.map(cohorts, costs, lost, self.round_timeout)
+
+    def _ready(self, experiment: Experiment) -> None:
+        if torch.cuda.is_initialized():
+            raise FedscaleError("this process has used a GPU, and what is forked from it cannot: start another")
+        engine = experiment.config.engine
+        if isinstance(engine, InProcess) and engine.device == "cpu":
+            _ = experiment.task.resident  # made here, it is one copy for all of them
 
     def close(self) -> None:
         if self.workers is not None:
