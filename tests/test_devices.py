@@ -401,6 +401,30 @@ def test_a_run_in_bfloat16_trains(mode: str, tmp_path: Path) -> None:
     assert manifest["engine"]["mode"] == ("looped" if mode == "auto" else mode)
 
 
+def test_the_benchmark_of_gpus_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Next to no work on the CPU; where there is no GPU it says so."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parent.parent))  # benchmarks are not installed
+    from benchmarks import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == 2
+    assert "finds no GPU" in capsys.readouterr().err
+    out = tmp_path / "gpu.json"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [*["gpu", "--small", "--device", "cpu", "--passes", "1", "--work", "W1", "--out"], str(out)],
+    )
+    assert gpu.main() == 0
+    told = json.loads(out.read_text())
+    rows = told["W1"]["rows"]
+    assert set(rows) == {*gpu.OURS, gpu.PLAIN} and all(row["round_seconds"] > 0 for row in rows.values())
+    assert rows[gpu.PLAIN]["ratio"] == 1 and told["gpu"] is None
+    # Two steps of six clients: 4 examples, two layers forward, the last one's inputs and both weights' gradients back.
+    assert told["W1"]["gflop"] == pytest.approx(2 * 6 * 4 * 2 * (2 * 784 * 128 + 3 * 128 * 10) / 1e9)
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.device_count(), reason="there is no GPU here")
 
 
