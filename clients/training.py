@@ -164,7 +164,7 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         if task.is_random:
             torch.manual_seed(derive(config.seed, "dropout", first.round, first.client))
     each_step = experiment.refreshes_each_step
-    shared = None if first.d_hat is None else first.d_hat.to(task.device)
+    shared = None if first.d_hat is None else task.there(first.d_hat)
     result = scaled_local_steps(
         oracle,
         oracle.gather([order.params for order in ranked]),
@@ -283,7 +283,7 @@ def _measure(
 
     def measure(v: Tensor, batch: curvature.Batch, gradient: Tensor) -> Tensor:
         wants_probe = scaling.statistic == "hutchinson"
-        z = curvature.rademacher(stream, v.shape[-1], v.dtype).to(v.device) if wants_probe else None
+        z = task.there(curvature.rademacher(stream, v.shape[-1], v.dtype)) if wants_probe else None
         h = statistic(oracle, v, batch, gradient, z)
         return curvature.average_kernels(h, task.layout) if scaling.spatial_average else h
 
@@ -338,7 +338,7 @@ def _rule_state(experiment: Experiment, oracle: Looped | Stacked, orders: Sequen
     for name, size in rule.sizes.items():
         vectors = [order.state.get(name) for order in orders]
         if all(vector is vectors[0] for vector in vectors) and vectors[0] is not None:
-            state[name] = vectors[0].to(task.device)
+            state[name] = task.there(vectors[0])
         else:
             nothing = torch.zeros(size(task.layout), dtype=task.dtype)
             state[name] = oracle.gather([nothing if vector is None else vector for vector in vectors])

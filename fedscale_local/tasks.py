@@ -103,6 +103,10 @@ class Task:
             for made in ("looped", "stacked", "resident", "stored", "labels"):
                 self.__dict__.pop(made, None)
 
+    def there(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; nobody waits until it has arrived."""
+        return tensor.to(self.device, non_blocking=True)
+
     def outputs(self, x: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
         """The module's outputs for inputs x, with its own parameters or with these, by name.
 
@@ -140,7 +144,7 @@ class Task:
         for rows in ([0], [0, 0]):
             kept.append(0)
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                self.module(self.inputs(self.dataset.x[rows].to(self.device)))
+                self.module(self.inputs(self.there(self.dataset.x[rows])))
         return kept[1] - kept[0]
 
     @cached_property
@@ -171,22 +175,22 @@ class Task:
         """All training inputs as the model sees them, in the order of memory, where that is not too much to keep."""
         if self.dataset.x.numel() * self.dtype.itemsize > RESIDENT_BYTES:
             return None
-        seen = self.inputs(self.dataset.x.to(self.device))
+        seen = self.inputs(self.there(self.dataset.x))
         return seen.movedim(1, -1) if self.takes_channels_last else seen
 
     @cached_property
     def stored(self) -> Tensor:
         """All training inputs as they are stored, on the device."""
-        return self.dataset.x.to(self.device)
+        return self.there(self.dataset.x)
 
     @cached_property
     def labels(self) -> Tensor:
         """All training targets, on the device."""
-        return self.targets(self.dataset.y.to(self.device))
+        return self.targets(self.there(self.dataset.y))
 
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the training examples `indices` (B,), in host memory or on the device."""
-        indices = indices.to(self.device, non_blocking=True)
+        indices = self.there(indices)
         y = self.labels.index_select(0, indices)
         if self.resident is None:
             return self.inputs(self.stored[indices]), y
@@ -231,8 +235,8 @@ class Task:
         chunk = max(1, min(1024, 2_000_000 // max(1, x[:1].numel())))
         for start in range(0, len(x), chunk):
             part = slice(start, start + chunk)
-            outputs = module(self.inputs(x[part].to(self.device)))
-            yield part, losses(self.dataset.kind, outputs, self.targets(y[part].to(self.device)))
+            outputs = module(self.inputs(self.there(x[part])))
+            yield part, losses(self.dataset.kind, outputs, self.targets(self.there(y[part])))
 
     def named(self, params: Tensor, buffers: Tensor) -> dict[str, Tensor]:
         """Parameters and buffers by name, as load_state_dict takes them; what nobody trains is as it was built."""
@@ -269,11 +273,11 @@ class Looped(Oracle):
 
     def gather(self, vectors: Sequence[Tensor]) -> Tensor:
         (vector,) = vectors
-        return vector.to(self.task.device)
+        return self.task.there(vector)
 
     def gather_memories(self, memories: Sequence[Memory]) -> Memory:
         (memory,) = memories
-        return Memory(memory.value.to(self.task.device), memory.clock)
+        return Memory(self.task.there(memory.value), memory.clock)
 
     def pick(self, result: LocalResult, row: int) -> LocalResult:
         return result
@@ -282,7 +286,7 @@ class Looped(Oracle):
         """The mini-batch of the training examples indices[0] (B,)."""
         (index,) = indices
         x, y = self.task.examples(index)
-        return Batch(x, y, noise=noise[0].to(self.task.device) if noise else None)
+        return Batch(x, y, noise=self.task.there(noise[0]) if noise else None)
 
     def start(self, x: Tensor) -> Tensor:
         return self.params.copy_(x)
@@ -357,14 +361,14 @@ class Stacked(Oracle):
     def gather(self, vectors: Sequence[Tensor]) -> Tensor:
         """(clients, d), to read: a vector that all share is there once, and others cross to the device together."""
         if all(vector is vectors[0] for vector in vectors):
-            return vectors[0].to(self.task.device).expand(len(vectors), -1)
-        return torch.stack(list(vectors)).to(self.task.device)
+            return self.task.there(vectors[0]).expand(len(vectors), -1)
+        return self.task.there(torch.stack(list(vectors)))
 
     def gather_memories(self, memories: Sequence[Memory]) -> Memory:
         """The clients' clocks may differ: one (clients, 1) tensor of them."""
         clocks = torch.tensor([[float(memory.clock)] for memory in memories], dtype=torch.float64)
         values = torch.stack([memory.value for memory in memories])
-        return Memory(values.to(self.task.device), clocks.to(self.task.device))
+        return Memory(self.task.there(values), self.task.there(clocks))
 
     def pick(self, result: LocalResult, row: int) -> LocalResult:
         """One client's part of the stack's result."""
@@ -392,9 +396,9 @@ class Stacked(Oracle):
         else:
             index = pad_sequence(list(indices), batch_first=True).flatten()
             is_there = torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)
-            mask = is_there.to(self.task.device, self.task.dtype)
+            mask = self.task.there(is_there.to(self.task.dtype))
         x, y = self.task.examples(index)
-        drawn = pad_sequence(list(noise), batch_first=True).to(self.task.device) if noise else None
+        drawn = self.task.there(pad_sequence(list(noise), batch_first=True)) if noise else None
         return Batch(x.unflatten(0, shape), y.unflatten(0, shape), mask, drawn, slice(0, len(sizes)))
 
     def start(self, x: Tensor) -> Tensor:
