@@ -146,7 +146,7 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         return [updates[order.client] for order in cohort]
 
     if first.prepare:
-        gradients = _full_gradient(experiment, oracle, ranked).reshape(len(ranked), -1)
+        gradients = _full_gradient(experiment, oracle, ranked).cpu().reshape(len(ranked), -1)
         updates = {
             order.client: ClientUpdate(
                 order.client, len(experiment.shard(order.client)), state={"mean_gradient": gradient}
@@ -164,6 +164,7 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         oracle.load(first.params, first.buffers)
         _seed_dropout(experiment, oracle, first)  # whatever was measured before: all methods draw the same
     each_step = experiment.refreshes_each_step
+    shared = None if first.d_hat is None else task.there(first.d_hat)
     result = scaled_local_steps(
         oracle,
         oracle.gather([order.params for order in ranked]),
@@ -172,7 +173,7 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         step_size=config.client.step_size,
         momentum=config.client.momentum,
         buffer=_gather(oracle, ranked, [order.momentum for order in ranked], fill=0.0),
-        d_hat=first.d_hat
+        d_hat=shared
         if memories is None
         else _gather(oracle, ranked, [scaling.d_hat(memory) for memory in memories], fill=1.0),
         measure=_measure(experiment, oracle, ranked, first.round) if each_step or first.measure else None,
@@ -180,6 +181,8 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         rule=experiment.local_rule,
         state=_rule_state(experiment, oracle, ranked),
     )
+    left = {name: result.state[name] for name in experiment.local_rule.leaves}
+    result = result._replace(state=left).in_host_memory()
     updates = {}
     for row, order in enumerate(ranked):
         own = oracle.pick(result, row)
@@ -200,7 +203,7 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
             d_hat,
             memory,
             own.momentum,
-            {name: own.state[name] for name in experiment.local_rule.leaves},
+            own.state,
         )
     return [updates[order.client] for order in cohort]
 
@@ -222,7 +225,7 @@ def _personalised(
     x, step_size = oracle.gather([order.params for order in orders]), config.eval_personal_step_size
     result = scaled_local_steps(
         oracle, x, _stream(experiment, oracle, orders, parts), NO_SCALING, step_size=step_size
-    )
+    ).in_host_memory()
     updates = {}
     for row, (order, part) in enumerate(zip(orders, parts, strict=True)):
         own, rows = oracle.pick(result, row), torch.from_numpy(experiment.test_partition[order.client])
@@ -287,7 +290,7 @@ def _measure(
 
     def measure(v: Tensor, batch: curvature.Batch, gradient: Tensor) -> Tensor:
         wants_probe = scaling.statistic == "hutchinson"
-        z = curvature.rademacher(stream, v.shape[-1], v.dtype) if wants_probe else None
+        z = task.there(curvature.rademacher(stream, v.shape[-1], v.dtype)) if wants_probe else None
         h = statistic(oracle, v, batch, gradient, z)
         return curvature.average_kernels(h, task.layout) if scaling.spatial_average else h
 
@@ -303,7 +306,7 @@ def _probe(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Or
     x = oracle.gather([order.params for order in probes])
     h = probe(
         oracle, x, next(_stream(experiment, oracle, probes, parts)), _measure(experiment, oracle, probes, 0)
-    )
+    ).cpu()
     return [h] if h.dim() == 1 else list(h)
 
 
@@ -313,7 +316,7 @@ def _probed(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[O
         return {}
     batch = next(_stream(experiment, oracle, orders, [_batches(experiment, order) for order in orders]))
     gradient = oracle.gradient_at(oracle.gather([order.params for order in orders]), batch)
-    return experiment.local_rule.probe(gradient)
+    return {name: vectors.cpu() for name, vectors in experiment.local_rule.probe(gradient).items()}
 
 
 def _own_memories(
@@ -342,7 +345,7 @@ def _rule_state(experiment: Experiment, oracle: Looped | Stacked, orders: Sequen
     for name, size in rule.sizes.items():
         vectors = [order.state.get(name) for order in orders]
         if all(vector is vectors[0] for vector in vectors) and vectors[0] is not None:
-            state[name] = vectors[0]
+            state[name] = task.there(vectors[0])
         else:
             nothing = torch.zeros(size(task.layout), dtype=task.dtype)
             state[name] = oracle.gather([nothing if vector is None else vector for vector in vectors])

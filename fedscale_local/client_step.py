@@ -40,6 +40,18 @@ class LocalResult(NamedTuple):
     state: State
     """What the local rule left: vectors to send and to keep, by name."""
 
+    def in_host_memory(self) -> LocalResult:
+        """The same where all that travels is; from a GPU each vector of a whole stack crosses in one copy."""
+        return LocalResult(*map(_in_host_memory, self))
+
+
+def _in_host_memory(value: Any) -> Any:
+    if isinstance(value, Memory):
+        return Memory(*map(_in_host_memory, value))
+    if isinstance(value, dict):
+        return {name: _in_host_memory(vector) for name, vector in value.items()}
+    return value.cpu() if isinstance(value, Tensor) else value
+
 
 def probe(oracle: Oracle, x: Tensor, batch: Batch, measure: Measure) -> Tensor:
     """The statistic at x on one mini-batch, no step taken."""
@@ -77,8 +89,8 @@ def scaled_local_steps(
         buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
     is_plain = rule is PLAIN and not momentum and measure is None and scaling.rho is None and d_hat is None
     statistic = None
-    losses = torch.zeros(v.shape[:-1], dtype=v.dtype)
-    steps = torch.zeros(v.shape[:-1], dtype=v.dtype)
+    losses = v.new_zeros(v.shape[:-1])
+    steps = v.new_zeros(v.shape[:-1])
     for batch in batches:
         rows = batch.rows
         here = v[rows]

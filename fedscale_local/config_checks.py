@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fedscale_local import secure_checks
 from fedscale_local.config_attack import COLLUDING
+from fedscale_local.config_engines import InProcess
 from fedscale_local.config_messages import show
 from fedscale_local.config_privacy import NoPrivacy
 from fedscale_local.config_strategies import FlowerStrategy
@@ -80,15 +81,23 @@ def _evaluation(config: Config) -> Iterator[Problem]:
 
 
 def _engine(config: Config) -> Iterator[Problem]:
+    """Whether there is a GPU tells the engine, which looks for one."""
     engine = config.engine
-    if engine.name != "in_process" or engine.stack_size == "auto":
+    if not isinstance(engine, InProcess):
         return
-    if (engine.mode == "looped") != (engine.stack_size == 1):
+    if engine.stack_size != "auto" and (engine.mode == "looped") != (engine.stack_size == 1):
         yield (
             f"engine.stack_size={engine.stack_size}",
             f"engine.mode={engine.mode} does not compute {engine.stack_size} at a time",
             "set engine.stack_size=auto, or 1 for looped and 2 or more for stacks",
         )
+    for key, value in (("device", "cuda"), ("precision", "bfloat16")):
+        if engine.mode == "compiled" and getattr(engine, key) == value:
+            expectation = "what is compiled runs on the processor, with the numbers that dtype says"
+            yield f"engine.{key}={value}", expectation, "set engine.mode=auto"
+    if engine.precision == "bfloat16" and config.dtype == "float64":
+        expectation = "products in 8 bits of precision leave nothing of the 53 of dtype=float64"
+        yield "engine.precision=bfloat16", expectation, "set dtype=float32, or engine.precision=full"
 
 
 def _client(config: Config) -> Iterator[Problem]:

@@ -22,6 +22,8 @@ class InProcess(Section):
     stack_size: Workers
     memory_format: Literal["auto", "channels_last", "contiguous"]
     workers: Workers
+    device: Literal["cpu", "cuda"]
+    precision: Literal["full", "bfloat16"]
     client_state: Literal["memory", "disk"]
 
 

@@ -40,6 +40,7 @@ from fedscale_local.config import (
     resolve_run_dir,
     to_json,
 )
+from fedscale_local.config_engines import InProcess
 from fedscale_local.config_privacy import NoPrivacy, Privacy
 from fedscale_local.config_secure import SecureAggregation
 from fedscale_local.config_strategies import FlowerStrategy
@@ -51,6 +52,7 @@ from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
 from fedscale_local.data.shard import Place
 from fedscale_local.diagnostics import Quadratic
+from fedscale_local.engines.workers import apart
 from fedscale_local.errors import ConfigError, DataError, InputError, RunDirError, StorageError
 from fedscale_local.instantiate import locate
 from fedscale_local.local_rule import PLAIN, LocalRule, Setting
@@ -375,25 +377,38 @@ def _match_statistic(experiment: Experiment) -> None:
     """Try the Hessian once where the scaling wants it: not every module of a user can be differentiated twice."""
     if experiment.config.scaling.statistic != "hutchinson" or experiment.scaling.is_identity:
         return
-    task = experiment.task
-    v = task.looped.start(task.initial_params)
-    batch = task.looped.batch([torch.arange(min(2, experiment.dataset.num_examples))], [])
-    probe = rademacher(generator(experiment.config.seed, "probe"), len(v), task.dtype)
-    try:
-        product = task.looped.hessian_vector(v, batch, probe)
-        fault = (
-            ""
-            if product.any()
-            else "its Hessian is zero, as if a part of it could be differentiated only once"
-        )
-    except RuntimeError as error:
-        fault = f"it cannot be differentiated twice ({str(error).splitlines()[0]})"
+    fault = apart(_fault, experiment) if forks_beside_gpus(experiment.config) else _fault(experiment)
     if fault:
         raise ConfigError(
             "scaling.statistic=hutchinson",
             f"model={experiment.config.model.name} does not give Hessian-vector products: {fault}",
             "set scaling.statistic=gradient with scaling=adam, or change the model",
         )
+
+
+def _fault(experiment: Experiment) -> str:
+    """What is wrong with the Hessian of the model; nothing, where nothing is."""
+    task = experiment.task
+    v = task.looped.start(task.initial_params)
+    batch = task.looped.batch([torch.arange(min(2, experiment.dataset.num_examples))], [])
+    probe = rademacher(generator(experiment.config.seed, "probe"), len(v), task.dtype)
+    try:
+        product = task.looped.hessian_vector(v, batch, probe)
+    except RuntimeError as error:
+        return f"it cannot be differentiated twice ({str(error).splitlines()[0]})"
+    return (
+        "" if product.any() else "its Hessian is zero, as if a part of it could be differentiated only once"
+    )
+
+
+def forks_beside_gpus(config: Config) -> bool:
+    """Does this process fork workers, on a machine with GPUs?
+
+    A process that has taken a gradient there, were it on the CPU, has threads for all of them, and what is forked from
+    it can take none any more.
+    """
+    forks = isinstance(config.engine, InProcess) and config.engine.workers != 1
+    return forks and torch.cuda.device_count() > 0
 
 
 def run(config: Config) -> Path:

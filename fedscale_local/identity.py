@@ -29,6 +29,8 @@ from fedscale_local.instantiate import locate
 if TYPE_CHECKING:
     from fedscale_local.experiment import Experiment
 
+HOW = {"mode": None, "stack_size": None, "memory_format": None, "device": "cpu", "precision": "full"}
+"""What of an engine decides the bytes, and what it is where an engine does not say."""
 OURS = ("fedscale_local", "strategies", "clients")
 LIBRARIES = (
     "flwr",
@@ -40,9 +42,6 @@ LIBRARIES = (
     "safetensors",
     "dp-accounting",
 )
-
-_WAY = ("mode", "stack_size", "memory_format")
-"""What of an engine decides how sums are rounded."""
 
 
 def now(config: Config) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def _divided(config: Config, source: str) -> str:
 def _of_config(config: Config) -> str:
     """Sum of what decides the bytes; here num_rounds does, as the last round is always evaluated."""
     whole = to_container(config)
-    engine = {key: value for key, value in whole["engine"].items() if key in ("name", *_WAY)}
+    engine = {key: value for key, value in whole["engine"].items() if key in ("name", *HOW)}
     told = decisive(whole) | {"num_rounds": config.num_rounds, "engine": engine}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -147,8 +146,9 @@ def differences(
     then, versions = manifest.get("versions", {}), current["versions"]
     found = [_changed(name, then[name], versions[name]) for name in versions if name in then]
     found.append(_changed("the code (sha256)", manifest.get("code_sha256"), current["code_sha256"], 12))
-    begun = manifest.get("engine", {})
-    found += [_changed(f"engine.{key}", begun.get(key), engine.get(key)) for key in _WAY]
+    for key, unsaid in HOW.items():
+        before = manifest.get("engine", {}).get(key, unsaid)
+        found.append(_changed(f"engine.{key}", before, engine.get(key, unsaid)))
     before, after = dict(flat(decisive(kept))), dict(flat(decisive(to_container(config))))
     for key in dict.fromkeys([*before, *after]):
         if before.get(key, _ABSENT) != after.get(key, _ABSENT):

@@ -8,6 +8,7 @@ sense of curvature.py and agree but for the rounding of other kernels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -79,7 +80,9 @@ class Task:
     ) -> None:
         self.module = module.to(dtype)
         self.dataset, self.dtype, self.weight_decay = dataset, dtype, weight_decay
-        self.is_compiled, self.memory_format = False, "channels_last"
+        # How the engine has chosen to compute it: see `become`.
+        self.is_compiled, self.memory_format, self.precision = False, "channels_last", "full"
+        self.device = torch.device("cpu")
         self.layout = Layout.of((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
         persistent = self.module.state_dict().keys()
         self.buffer_layout = Layout.of(
@@ -96,6 +99,44 @@ class Task:
             else torch.zeros(0, dtype=dtype)
         )
 
+    def to(self, device: torch.device) -> None:
+        """Compute there from now on. What travels, `initial_params` too, is in host memory wherever that is."""
+        if device != self.device:
+            self.device = device
+            self.module.to(device)
+            self._forget("looped", "stacked", "resident", "stored", "labels")
+
+    def become(self, is_compiled: bool, memory_format: str, precision: str = "full") -> None:
+        """Compute in this way from now on.
+
+        is_compiled: what dense.Compiled is for. memory_format: of images, "channels_last" or "contiguous". precision:
+        of products in the forward pass, "full" or "bfloat16".
+        """
+        self.is_compiled, self.memory_format, self.precision = is_compiled, memory_format, precision
+        self._forget("stacked", "resident")
+
+    def _forget(self, *made: str) -> None:
+        for name in made:
+            self.__dict__.pop(name, None)
+
+    def there(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; nobody waits until it has arrived."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def outputs(self, x: Tensor, params: dict[str, Tensor] | None = None) -> Tensor:
+        """The module's outputs for inputs x, with its own parameters or with these, by name.
+
+        With bfloat16 torch.autocast decides which operations take it; parameters, gradients and outputs have `dtype`.
+        """
+        mixed: AbstractContextManager[Any] = nullcontext()
+        if self.precision == "bfloat16":
+            mixed = torch.autocast(self.device.type, torch.bfloat16)
+        with mixed:
+            outputs = (
+                self.module(x) if params is None else torch.func.functional_call(self.module, params, (x,))
+            )
+        return outputs.to(self.dtype)
+
     @cached_property
     def is_random(self) -> bool:
         """Does a forward pass draw random numbers (dropout)?"""
@@ -108,6 +149,21 @@ class Task:
         return not self.is_random and not any(running)
 
     @cached_property
+    def numbers_per_example(self) -> int:
+        """Numbers that the forward pass of one more example leaves for the backward pass."""
+        kept: list[int] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        for rows in ([0], [0, 0]):
+            kept.append(0)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                self.module(self.inputs(self.there(self.dataset.x[rows])))
+        return kept[1] - kept[0]
+
+    @cached_property
     def looped(self) -> Looped:
         return Looped(self)
 
@@ -115,7 +171,7 @@ class Task:
     def stacked(self) -> Stacked:
         from fedscale_local.dense import Compiled, Dense, layers
 
-        linear = layers(self)
+        linear = layers(self) if self.precision == "full" else None
         if linear is None:
             return Stacked(self)
         return Compiled(self, linear) if self.is_compiled else Dense(self, linear)
@@ -130,12 +186,6 @@ class Task:
     def takes_channels_last(self) -> bool:
         return self.memory_format == "channels_last" and self.reads_images
 
-    def become(self, is_compiled: bool, memory_format: str) -> None:
-        """Compute as the engine has chosen: a stack in part in C; images "channels_last" or "contiguous" in memory."""
-        self.is_compiled, self.memory_format = is_compiled, memory_format
-        for made in ("resident", "stacked"):
-            self.__dict__.pop(made, None)
-
     def inputs(self, x: Tensor) -> Tensor:
         seen = inputs(self.dataset, x, self.dtype)
         return seen.clone(memory_format=torch.channels_last) if self.takes_channels_last else seen
@@ -143,16 +193,27 @@ class Task:
     @cached_property
     def resident(self) -> Tensor | None:
         """All training inputs as the model sees them, in the order of memory, where that is not too much to keep."""
-        x = self.dataset.x
-        if x.numel() * self.dtype.itemsize > RESIDENT_BYTES:
+        if self.dataset.x.numel() * self.dtype.itemsize > RESIDENT_BYTES:
             return None
-        return self.inputs(x).movedim(1, -1) if self.takes_channels_last else self.inputs(x)
+        seen = self.inputs(self.there(self.dataset.x))
+        return seen.movedim(1, -1) if self.takes_channels_last else seen
+
+    @cached_property
+    def stored(self) -> Tensor:
+        """All training inputs as they are stored, on the device."""
+        return self.there(self.dataset.x)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """All training targets, on the device."""
+        return self.targets(self.there(self.dataset.y))
 
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the training examples `indices` (B,)."""
-        y = self.targets(self.dataset.y.index_select(0, indices))
+        """Inputs and targets of the training examples `indices` (B,), in host memory or on the device."""
+        indices = self.there(indices)
+        y = self.labels.index_select(0, indices)
         if self.resident is None:
-            return self.inputs(self.dataset.x[indices]), y
+            return self.inputs(self.stored[indices]), y
         x = self.resident.index_select(0, indices)  # by index alone it would take twice as long
         return x.movedim(-1, 1) if self.takes_channels_last else x, y
 
@@ -169,7 +230,7 @@ class Task:
         """Mean loss and accuracy (None for regression) over examples x, y, which may be many."""
         total = torch.zeros(3, dtype=torch.float64)
         for _, parts in self._parts(params, buffers, x, y):
-            total += torch.stack([values.sum(dtype=torch.float64) for values in parts])
+            total += torch.stack([values.sum(dtype=torch.float64) for values in parts]).cpu()
         loss, correct, count = total.tolist()
         return loss / count, None if self.dataset.kind == "regression" else correct / count
 
@@ -183,7 +244,7 @@ class Task:
         """
         total = torch.zeros(3, num_clients + 1, dtype=torch.float64)
         for part, parts in self._parts(params, buffers, x, y):
-            total.index_add_(1, owner[part], torch.stack([values.double() for values in parts]))
+            total.index_add_(1, owner[part], torch.stack([values.double() for values in parts]).cpu())
         return total[:2, :num_clients] / total[2, :num_clients]
 
     def _parts(
@@ -194,13 +255,13 @@ class Task:
         chunk = max(1, min(1024, 2_000_000 // max(1, x[:1].numel())))
         for start in range(0, len(x), chunk):
             part = slice(start, start + chunk)
-            outputs = module(self.inputs(x[part]))
-            yield part, losses(self.dataset.kind, outputs, self.targets(y[part]))
+            outputs = module(self.inputs(self.there(x[part])))
+            yield part, losses(self.dataset.kind, outputs, self.targets(self.there(y[part])))
 
     def named(self, params: Tensor, buffers: Tensor) -> dict[str, Tensor]:
         """Parameters and buffers by name, as load_state_dict takes them; what nobody trains is as it was built."""
         averaged = self.layout.split(params) | self.buffer_layout.split(buffers)
-        rest = {n: t for n, t in self.module.state_dict().items() if n not in averaged}
+        rest = {n: t.cpu() for n, t in self.module.state_dict().items() if n not in averaged}
         return averaged | rest | self.untrained
 
 
@@ -209,7 +270,7 @@ class Looped(Oracle):
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.params = torch.zeros(task.layout.size, dtype=task.dtype)
+        self.params = torch.zeros(task.layout.size, dtype=task.dtype, device=task.device)
         self.grads = torch.zeros_like(self.params)
         named = dict(task.module.named_parameters())
         self.tensors = [named[name] for name in task.layout.names]
@@ -228,18 +289,16 @@ class Looped(Oracle):
 
     def buffers(self) -> Tensor:
         """The module's floating-point buffers as they are now."""
-        layout = self.task.buffer_layout
-        return (
-            layout.join(dict(self.task.module.named_buffers())) if layout.names else self.task.initial_buffers
-        )
+        layout, buffers = self.task.buffer_layout, self.task.initial_buffers
+        return layout.join(dict(self.task.module.named_buffers())).cpu() if layout.names else buffers
 
     def gather(self, vectors: Sequence[Tensor]) -> Tensor:
         (vector,) = vectors
-        return vector
+        return self.task.there(vector)
 
     def gather_memories(self, memories: Sequence[Memory]) -> Memory:
         (memory,) = memories
-        return memory
+        return Memory(self.task.there(memory.value), memory.clock)
 
     def pick(self, result: LocalResult, row: int) -> LocalResult:
         return result
@@ -248,7 +307,7 @@ class Looped(Oracle):
         """The mini-batch of the training examples indices[0] (B,)."""
         (index,) = indices
         x, y = self.task.examples(index)
-        return Batch(x, y, noise=noise[0] if noise else None)
+        return Batch(x, y, noise=self.task.there(noise[0]) if noise else None)
 
     def start(self, x: Tensor) -> Tensor:
         return self.params.copy_(x)
@@ -258,7 +317,7 @@ class Looped(Oracle):
 
     def _loss(self, v: Tensor, batch: Batch) -> Tensor:
         assert v.data_ptr() == self.params.data_ptr(), "the point must be the working copy from start()"
-        return mean_loss(self.task.dataset.kind, self.task.module(batch.x), batch.y)[0]
+        return mean_loss(self.task.dataset.kind, self.task.outputs(batch.x), batch.y)[0]
 
     def _decayed(self, v: Tensor, derivative: Tensor, direction: Tensor | float) -> Tensor:
         decay = self.task.weight_decay
@@ -287,7 +346,7 @@ class Looped(Oracle):
     def gauss_newton(self, v: Tensor, batch: Batch) -> Tensor:
         assert batch.noise is not None, "the Gauss-Newton statistic needs the batch's noise"
         kind = self.task.dataset.kind
-        outputs = self.task.module(batch.x)
+        outputs = self.task.outputs(batch.x)
         loss, count = mean_loss(kind, outputs, sampled_targets(kind, outputs, batch.y, batch.noise))
         gradients = torch.autograd.grad(loss, self.tensors, materialize_grads=True)
         g_hat = torch.cat([part.flatten() for part in gradients])
@@ -299,10 +358,10 @@ class Stacked(Oracle):
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        kind, layout, module = task.dataset.kind, task.layout, task.module
+        kind, layout = task.dataset.kind, task.layout
 
         def outputs(params: Tensor, x: Tensor) -> Tensor:
-            return torch.func.functional_call(module, layout.split(params), (x,))
+            return task.outputs(x, layout.split(params))
 
         def loss(params: Tensor, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
             return mean_loss(kind, outputs(params, x), y, mask)[0]
@@ -321,15 +380,16 @@ class Stacked(Oracle):
         self._sampled = torch.func.grad(sampled_loss, has_aux=True)
 
     def gather(self, vectors: Sequence[Tensor]) -> Tensor:
-        """(clients, d), to read: a vector that all share is there once."""
+        """(clients, d), to read: a vector that all share is there once, and others cross to the device together."""
         if all(vector is vectors[0] for vector in vectors):
-            return vectors[0].expand(len(vectors), -1)
-        return torch.stack(list(vectors))
+            return self.task.there(vectors[0]).expand(len(vectors), -1)
+        return self.task.there(torch.stack(list(vectors)))
 
     def gather_memories(self, memories: Sequence[Memory]) -> Memory:
         """The clients' clocks may differ: one (clients, 1) tensor of them."""
         clocks = torch.tensor([[float(memory.clock)] for memory in memories], dtype=torch.float64)
-        return Memory(torch.stack([memory.value for memory in memories]), clocks)
+        values = torch.stack([memory.value for memory in memories])
+        return Memory(self.task.there(values), self.task.there(clocks))
 
     def pick(self, result: LocalResult, row: int) -> LocalResult:
         """One client's part of the stack's result."""
@@ -356,9 +416,10 @@ class Stacked(Oracle):
             index = torch.cat(list(indices))
         else:
             index = pad_sequence(list(indices), batch_first=True).flatten()
-            mask = (torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)).to(self.task.dtype)
+            is_there = torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)
+            mask = self.task.there(is_there.to(self.task.dtype))
         x, y = self.task.examples(index)
-        drawn = pad_sequence(list(noise), batch_first=True) if noise else None
+        drawn = self.task.there(pad_sequence(list(noise), batch_first=True)) if noise else None
         return Batch(x.unflatten(0, shape), y.unflatten(0, shape), mask, drawn, slice(0, len(sizes)))
 
     def start(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from compiler import needs_compiler
 from torch import Tensor, nn
 from whole_runs import NATURAL, Run, configured, run, save_arrays
@@ -45,7 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Seconds], list[str]]:
     def make(seconds: Seconds) -> list[str]:
         tried: list[str] = []
 
-        def measured(task: object, way: cost_model.Way, batch_size: int) -> float:
+        def measured(task: object, way: cost_model.Way, batch_size: int, precision: str) -> float:
             name = str(way).removesuffix(" channels_last")
             tried.append(name)
             return seconds[name]
@@ -130,16 +132,16 @@ def test_a_model_that_fails_is_left_to_its_clients(monkeypatch: pytest.MonkeyPat
     """In a stack alone: it is not stacked. In every way: looped, with as many workers as there are, nothing kept."""
     real = cost_model.measured
 
-    def measured(task: Any, way: cost_model.Way, batch_size: int) -> float:
+    def measured(task: Any, way: cost_model.Way, batch_size: int, precision: str) -> float:
         if way.mode != "looped":
             raise RuntimeError("no batching rule")
-        return real(task, way, batch_size)
+        return real(task, way, batch_size, precision)
 
     monkeypatch.setattr(cost_model, "measured", measured)
     assert chosen() == cost_model.LOOPED
     assert len(list(cache.rglob("looped*"))) == len(list(cache.rglob("*-*-*"))) == 1
     built = experiment.build(configured(*SMALL, "client.batch_size=3"))
-    monkeypatch.setattr(cost_model, "measured", lambda *_: 1 / 0)
+    monkeypatch.setattr(cost_model, "measured", lambda *_, **__: 1 / 0)
     assert cost_model.choose(built) == (cost_model.LOOPED, {})
     assert cost_model.num_workers(built, None) == cost_model.num_cores()
 
@@ -202,6 +204,15 @@ def test_the_manifest_says_what_was_chosen_and_why(tmp_path: Path) -> None:
     seconds = told["seconds_of_a_step"]
     assert isinstance(seconds, dict) and all(0 < value < 10 for value in seconds.values())
     assert f"{told['mode']} {told['stack_size']} {told['memory_format']}" in seconds
+
+
+def test_beside_gpus_it_is_measured_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient in this one would start a thread for each GPU, and the workers could take none."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(cost_model, "measured", lambda *_, **__: 1000.0 + os.getpid())
+    workers = {"engine.mode": "looped", "engine.workers": 2}
+    _, seconds = cost_model.choose(experiment.build(configured(*SMALL, settings=workers)))
+    assert list(seconds.values()) != [1000.0 + os.getpid()] and min(seconds.values()) > 1000
 
 
 def test_few_and_short_steps_need_no_workers(machine: Callable[[Seconds], list[str]]) -> None:

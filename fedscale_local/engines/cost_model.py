@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +25,9 @@ from numpy.typing import ArrayLike
 
 from fedscale_local import dense, native, user_cache
 from fedscale_local.config_engines import InProcess
+from fedscale_local.engines.workers import apart
 from fedscale_local.errors import ConfigError, FedscaleError
-from fedscale_local.experiment import Experiment
+from fedscale_local.experiment import Experiment, forks_beside_gpus
 from fedscale_local.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -83,9 +85,11 @@ def choose(experiment: Experiment) -> tuple[Way, dict[str, float]]:
     return best, {str(way): found for way, found in seconds.items() if found < float("inf")}
 
 
-def modes(task: Task, mode: str) -> list[str]:
+def modes(task: Task, config: InProcess) -> list[str]:
     """What there is to choose from, the reference first."""
-    is_dense = dense.layers(task) is not None
+    mode = config.mode
+    # What is taken by hand is not taken in bfloat16.
+    is_dense = config.precision == "full" and dense.layers(task) is not None
     if mode == "looped" or (mode == "auto" and not task.is_stackable):
         return ["looped"]
     if mode == "stacked":
@@ -116,7 +120,7 @@ def _ways(task: Task, config: InProcess) -> Iterator[Way]:
     sizes = [size for size in SIZES if size == SIZES[0] or size * task.layout.size <= STACK_NUMBERS]
     if config.stack_size != "auto":
         sizes = [config.stack_size]
-    for mode in modes(task, config.mode):
+    for mode in modes(task, config):
         if mode == "looped":
             yield from (Way(mode, 1, format) for format in formats)
         else:
@@ -129,10 +133,14 @@ def _seconds(experiment: Experiment, way: Way) -> float:
     module, shape, batch = repr(task.module), repr(task.layout.shapes), _batch_size(experiment)
     data = f"{task.dataset.kind} {task.dataset.input_shape} {task.dataset.num_classes} {task.dataset.x.dtype}"
     machine = user_cache.key(user_cache.processor(), torch.__version__)
-    workload = user_cache.key(repr(config.model), module, shape, data, f"{batch} {task.dtype}")
+    precision = getattr(config.engine, "precision", "full")
+    workload = user_cache.key(repr(config.model), module, shape, data, f"{batch} {task.dtype} {precision}")
     name = f"steps/{machine[:16]}-{workload[:16]}/{str(way).replace(' ', '-')}"
+    measure = partial(measured, way=way, batch_size=batch, precision=precision)
     try:
-        return user_cache.number(name, lambda: measured(task, way, batch))
+        if forks_beside_gpus(config):
+            return user_cache.number(name, lambda: float(apart(measure, task)))
+        return user_cache.number(name, lambda: measure(task))
     except Exception as error:
         log.info("%s is not possible: %s: %s", way, type(error).__name__, error)
         return float("inf")
@@ -144,11 +152,11 @@ def _batch_size(experiment: Experiment) -> int:
     return max(1, round(sizes.mean())) if batch == "full" else min(int(batch), int(sizes.max()))
 
 
-def measured(task: Task, way: Way, batch_size: int) -> float:
+def measured(task: Task, way: Way, batch_size: int, precision: str = "full") -> float:
     """Seconds of one client's plain step of this batch, on a model of its own."""
     few = dataclasses.replace(task.dataset, x=task.dataset.x[:EXAMPLES], y=task.dataset.y[:EXAMPLES])
     own = Task(copy.deepcopy(task.module), few, task.dtype, task.weight_decay)
-    own.become(way.mode == "compiled", way.memory_format)
+    own.become(way.mode == "compiled", way.memory_format, precision)
     own.module.train()
     oracle = own.looped if way.mode == "looped" else own.stacked
     stream, began, shortest = torch.Generator().manual_seed(0), time.perf_counter(), float("inf")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,9 @@ from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_store import OnDisk
 from fedscale_local.config import CustomClient, to_json
 from fedscale_local.config_engines import InProcess
-from fedscale_local.engines import cost_model
+from fedscale_local.engines import cost_model, gpus
 from fedscale_local.engines.workers import Work, Workers
-from fedscale_local.errors import late, lost
+from fedscale_local.errors import FedscaleError, late, lost
 from fedscale_local.experiment import Experiment
 from fedscale_local.flower_adapter import FIRST_NODE
 from fedscale_local.processes import TooLate, in_time, interrupted_after
@@ -153,12 +153,19 @@ def choose(experiment: Experiment, before: Mapping[str, Any]) -> dict[str, Any]:
     task, config = experiment.task, experiment.config.engine
     assert isinstance(config, InProcess)
     if isinstance(experiment.config.client, CustomClient):
-        return {"name": "in_process", **cost_model.LOOPED._asdict(), "workers": 1}
+        return _chosen(config, cost_model.LOOPED, 1)
+    if config.device == "cuda":
+        return _chosen(config, *gpus.choose(experiment, config))
     way, seconds = _before(task, config, before) or cost_model.choose(experiment)
     workers = config.workers
     if workers == "auto":
         workers = cost_model.num_workers(experiment, seconds.get(str(way)))
-    return {"name": "in_process", **way._asdict(), "workers": workers, "seconds_of_a_step": seconds}
+    return _chosen(config, way, workers) | {"seconds_of_a_step": seconds}
+
+
+def _chosen(config: InProcess, way: cost_model.Way, workers: int) -> dict[str, Any]:
+    told = {"workers": workers, "device": config.device, "precision": config.precision}
+    return {"name": "in_process", **way._asdict(), **told}
 
 
 def _before(
@@ -172,7 +179,7 @@ def _before(
         return None
     asked = (config.mode, config.stack_size, config.memory_format)
     is_asked_for = all(wish in ("auto", found) for wish, found in zip(asked, way, strict=True))
-    return (way, seconds) if is_asked_for and way.mode in cost_model.modes(task, config.mode) else None
+    return (way, seconds) if is_asked_for and way.mode in cost_model.modes(task, config) else None
 
 
 def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, client_app: ClientApp) -> None:
@@ -181,11 +188,15 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     torch.set_num_threads(1)
     adapter.quiet_flower()
     config = experiment.config
-    experiment.task.become(chosen["mode"] == "compiled", chosen["memory_format"])
+    task, workers = experiment.task, chosen["workers"]
+    task.become(chosen["mode"] == "compiled", chosen["memory_format"], chosen["precision"])
+    # Several GPUs are their workers' alone. This process evaluates on the processor and never touches CUDA, so that a
+    # worker can be forked again at any time: it takes the GPU of the one that ended.
+    task.to(_device(chosen, 0) if workers == 1 else torch.device("cpu"))
     run_config: dict[str, Any] = {"config": to_json(config)}
     if isinstance(config.client, CustomClient):
         run_config = config.client.run_config | run_config
-    runner = _Runner(chosen["workers"], config.round_timeout)
+    runner = _Runner(workers, config.round_timeout, lambda number: task.to(_device(chosen, number)))
     options = {"stack_size": chosen["stack_size"], "run": runner}
     engine, kept = config.engine, Path(str(config.run_dir)) / "client_state"
     states = OnDisk(kept) if isinstance(engine, InProcess) and engine.client_state == "disk" else None
@@ -200,21 +211,41 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
         shutil.rmtree(kept, ignore_errors=True)  # checkpoints have it
 
 
-class _Runner:
-    """Runs cohorts on workers that are forked when the first round asks for them; one worker is this process."""
+def _device(chosen: dict[str, Any], number: int) -> torch.device:
+    """Where the worker of this number computes."""
+    return torch.device("cuda", number) if chosen["device"] == "cuda" else torch.device("cpu")
 
-    def __init__(self, num_workers: int, round_timeout: float | None) -> None:
-        self.num_workers, self.round_timeout = num_workers, round_timeout
+
+class _Runner:
+    """Runs cohorts on workers that are forked when the first round asks for them; one worker is this process.
+
+    begin: what a worker does first, given its number.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        round_timeout: float | None,
+        begin: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self.num_workers, self.round_timeout, self.begin = num_workers, round_timeout, begin
         self.workers: Workers | None = None
 
     def __call__(self, train: Work, experiment: Experiment, cohorts: Sequence[Sequence[Any]]) -> list[Any]:
         if self.num_workers == 1:
             return in_time(partial(train, experiment), cohorts, late, self.round_timeout)
         if self.workers is None:
-            _ = experiment.task.resident  # made here, it is one copy for all of them
-            self.workers = Workers(self.num_workers, train, experiment)
+            self._ready(experiment)
+            self.workers = Workers(self.num_workers, train, experiment, self.begin)
         predicted = [sum(cost_model.costs(experiment, [o.client for o in cohort])) for cohort in cohorts]
         return self.workers.map(cohorts, predicted, lost, self.round_timeout)
+
+    def _ready(self, experiment: Experiment) -> None:
+        if torch.cuda.is_initialized():
+            raise FedscaleError("this process has used a GPU, and what it forks cannot: start another")
+        engine = experiment.config.engine
+        if isinstance(engine, InProcess) and engine.device == "cpu":
+            _ = experiment.task.resident  # made here, it is one copy for all of them
 
     def close(self) -> None:
         if self.workers is not None:

@@ -17,6 +17,7 @@ import signal
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from fedscale_local.errors import FedscaleError
 
 Work = Callable[[Any, Any], Any]
 """(shared, item) -> result; for the in-process engine (experiment, cohort) -> outcomes."""
@@ -115,16 +118,23 @@ def _aligned(end: int) -> int:
 
 
 class Workers:
-    """A fixed number of forked processes that run `work(shared, item)` for lists of items."""
+    """A fixed number of forked processes that run `work(shared, item)` for lists of items.
 
-    def __init__(self, count: int, work: Work, shared: Any) -> None:
-        self.count, self.work, self.shared = count, work, shared
-        self.processes = [self._start() for _ in range(count)]
+    begin: what each does first, given its number; also one that is started again.
+    """
 
-    def _start(self) -> tuple[Any, _End]:
+    def __init__(
+        self, count: int, work: Work, shared: Any, begin: Callable[[int], None] = lambda number: None
+    ) -> None:
+        self.count, self.work, self.shared, self.begin = count, work, shared, begin
+        self.processes = [self._start(number) for number in range(count)]
+
+    def _start(self, number: int) -> tuple[Any, _End]:
         here, there = _line()
         process = get_context("fork").Process(
-            target=_serve, args=(there, here, self.work, self.shared), daemon=True
+            target=_serve,
+            args=(there, here, partial(self.begin, number), self.work, self.shared),
+            daemon=True,
         )
         process.start()
         there.connection.close()
@@ -163,14 +173,14 @@ class Workers:
                 reason = f"the worker process ended with exit code {process.exitcode}"
                 reason = "no reply in time" if isinstance(error, TimeoutError) else reason
                 results |= {i: died(items[i], reason) for i in share}
-                self.processes[number] = self._start()
+                self.processes[number] = self._start(number)
         return [results[i] for i in range(len(items))]
 
     def _give(self, number: int, items: list[Any]) -> None:
         try:
             self.processes[number][1].send(items)
         except OSError:  # it ended while it waited: nothing of this round is lost
-            self.processes[number] = self._start()
+            self.processes[number] = self._start(number)
             self.processes[number][1].send(items)
 
     def close(self) -> None:
@@ -186,13 +196,26 @@ class Workers:
                 process.join()
 
 
-def _serve(end: _End, other_end: _End, work: Work, shared: Any) -> None:
+def apart(work: Callable[[Any], Any], shared: Any) -> Any:
+    """work(shared) in a process of its own; a FedscaleError if that ends without an answer."""
+    child = Workers(1, lambda shared, item: work(shared), shared)
+    try:
+        (answer,) = child.map([None], [1.0], lambda item, reason: FedscaleError(reason))
+    finally:
+        child.close()
+    if isinstance(answer, FedscaleError):
+        raise answer
+    return answer
+
+
+def _serve(end: _End, other_end: _End, begin: Callable[[], None], work: Work, shared: Any) -> None:
     other_end.connection.close()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(
             sign, signal.SIG_IGN
         )  # an interrupt is the parent's to handle, which then ends this process
     torch.set_num_threads(1)
+    begin()
     try:
         while True:
             items = end.receive()

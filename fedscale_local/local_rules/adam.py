@@ -85,7 +85,7 @@ MOMENTS = ("first", "second")
 
 def start_moments(state: State, v: Tensor, fresh: tuple[str, ...] = ()) -> None:
     """Both moments and their clocks as tensors of v's own, from the state where they are there and not `fresh`."""
-    nothing = torch.zeros(1, dtype=v.dtype)
+    nothing = v.new_zeros(1)
     for name in MOMENTS:
         start, clock = state.get(name, nothing), state.get(f"{name}_clock", nothing)
         if name in fresh:

@@ -129,4 +129,7 @@ def _means(vector: Tensor, layout: Layout) -> Tensor:
 
 def _spread(means: Tensor, layout: Layout) -> Tensor:
     """Each tensor's number in all of its places, (..., tensors) -> (..., d)."""
-    return means.repeat_interleave(torch.tensor(layout.sizes), dim=-1)
+    sizes = torch.tensor(layout.sizes).to(means.device)
+    return means.repeat_interleave(
+        sizes, dim=-1, output_size=layout.size
+    )  # a GPU is not asked how many that are

@@ -54,4 +54,7 @@ def _work(num_steps: Tensor | float, momentum: float) -> Tensor:
     tensor([[4.2500],
             [2.5000]])
     """
-    return torch.as_tensor(num_steps).clone().apply_(lambda k: local_work(int(k), momentum, 0.0))
+    steps = torch.as_tensor(num_steps)
+    if not momentum:
+        return steps  # and a GPU need not tell how many
+    return steps.to("cpu", copy=True).apply_(lambda k: local_work(int(k), momentum, 0.0)).to(steps.device)
