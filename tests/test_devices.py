@@ -200,12 +200,12 @@ def test_a_worker_that_is_started_again_begins_as_the_one_that_ended() -> None:
     workers = Workers(2, number_or_end, None, NUMBER.append)
     try:
         before = workers.map([0, 1], [1.0, 1.0], lambda item, reason: reason)
-        workers.map(["die", 1], [1.0, 1.0], lambda item, reason: reason)
+        workers.map([0, "die"], [1.0, 1.0], lambda item, reason: reason)
         after = workers.map([0, 1], [1.0, 1.0], lambda item, reason: reason)
     finally:
         workers.close()
     assert [numbers for _, numbers in before] == [numbers for _, numbers in after] == [[0], [1]]
-    assert before[0][0] != after[0][0] and not NUMBER
+    assert before[1][0] != after[1][0] and not NUMBER
 
 
 @pytest.fixture
