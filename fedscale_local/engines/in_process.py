@@ -304,7 +304,9 @@ class _Runner:
 
     def _ready(self, experiment: Experiment) -> None:
         if torch.cuda.is_initialized():
-            raise FedscaleError("this process has used a GPU, and what is forked from it cannot: start another")
+            raise FedscaleError(
+                "this process has used a GPU, and what is forked from it cannot: start another"
+            )
         engine = experiment.config.engine
         if isinstance(engine, InProcess) and engine.device == "cpu":
             _ = experiment.task.resident  # made here, it is one copy for all of them
