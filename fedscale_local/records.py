@@ -99,7 +99,7 @@ def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> 
         "exit": "running",
     }
     files = {
-        "config.yaml": yaml.safe_dump(to_container(config), sort_keys=False),
+        "config.yaml": _yaml(config),
         "partition.json": json.dumps(_partition(experiment)),
     }
     if (run_dir / "manifest.json").exists():
@@ -112,6 +112,12 @@ def create(run_dir: Path, experiment: Experiment, engine: Mapping[str, Any]) -> 
         raise RunDirError(
             f"run_dir={run_dir}", f"it cannot be written ({error.reason})", "choose another run_dir"
         ) from error
+
+
+def _yaml(config: Config) -> str:
+    """As yaml.safe_dump, by the emitter in C where there is one, which takes a quarter of the time."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(to_container(config), Dumper=dumper, sort_keys=False)
 
 
 def finish(run_dir: Path, exit: str) -> None:
@@ -127,7 +133,7 @@ def carry_on(
     manifest = _manifest(run_dir)
     manifest |= identity.now(config) | {"engine": dict(engine), "finished": None, "exit": "running"}
     manifest["resumed"] = [*manifest.get("resumed", []), entry]
-    disk.write(run_dir / "config.yaml", yaml.safe_dump(to_container(config), sort_keys=False).encode())
+    disk.write(run_dir / "config.yaml", _yaml(config).encode())
     _write_manifest(run_dir, manifest)
 
 

@@ -52,9 +52,9 @@ FAULTS: dict[tuple[int, int], tuple[Callable[[Message], Message | None], str]] =
     (2, 2): (_metrics(num_examples=10**15), "num-examples=1000000000000000: expected"),
     (2, 3): (_arrays(lambda array: array + 1e300), "arrays: a number of size 1e+300, expected less than"),
     (3, 1): (_history, "its metrics hold 1000000"),
-    (3, 2): (lambda reply: None, "TypeError: the ClientApp returned NoneType, expected a Message"),
+    (3, 2): (lambda reply: os._exit(3), "no reply in time"),
     (3, 3): (_hang, "no reply in time"),
-    (4, 2): (lambda reply: os._exit(3), "no reply in time"),
+    (4, 1): (lambda reply: None, "TypeError: the ClientApp returned NoneType, expected a Message"),
 }
 """(round, client) -> what it does to its reply, and what the records say of it."""
 

@@ -1,11 +1,18 @@
-"""What tests ask of real processes: which there are, and that something comes to be."""
+"""What tests ask of real processes: which there are, that something comes to be, and that nothing is left."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale_local import federation, processes
 
 
 def marked(text: str) -> list[int]:
@@ -25,3 +32,52 @@ def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+@contextmanager
+def federated(folder: Path, num_nodes: int) -> Iterator[Path]:
+    """A federation of which nothing is left afterwards."""
+    federation.up(folder, num_nodes)
+    yield folder
+    homes = _homes(folder)
+    federation.down(folder)
+    assert not _processes_of(homes)
+
+
+@contextmanager
+def nothing_left(nodes: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a run has its own temporary files: nothing of it, and no client's process, is left afterwards."""
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    until(lambda: not list(folder.glob("fedscale-*")), seconds=400)
+    # A node that was started meanwhile has it in its environment too.
+    until(lambda: set(marked(f"TMPDIR={folder}")) <= set(_processes_of(_homes(nodes))), seconds=400)
+    until(lambda: not working(nodes), seconds=400)
+
+
+def _homes(folder: Path) -> list[Path]:
+    return [folder / "superlink", *(folder / "nodes").iterdir()]
+
+
+def _processes_of(homes: list[Path]) -> list[int]:
+    return [process for home in homes for process in processes.processes_of(home)]
+
+
+def working(folder: Path) -> list[int]:
+    """The processes of the federation in which a client is at work."""
+    found = []
+    for home in (folder / "nodes").iterdir():
+        for process in processes.processes_of(home):
+            try:
+                if b"flwr-clientapp" in Path(f"/proc/{process}/cmdline").read_bytes():
+                    found.append(process)
+            except OSError:
+                continue
+    return found
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "rounds.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

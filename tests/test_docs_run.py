@@ -9,6 +9,7 @@ How a fenced block is read, from top to bottom of a page, in one folder a page:
 * diff: applied to a copy of the repository, which the page's later commands then use.
 
 Lines that set up an environment (make, pip, source) are not run. What a page starts and does not end is ended after it.
+A page's first `fedscale-local` is a program that imports what it needs; those after it are forks of one that has.
 """
 
 from __future__ import annotations
@@ -19,26 +20,50 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from pages import PAGES, REPO, SETTING_UP, Block, blocks, commands
+from pages import ALL_COMMANDS, PAGES, REPO, SETTING_UP, Block, blocks, commands
 
 from fedscale_local import compose
 from fedscale_local.processes import end
 
 FLOWER = ("flwr", "flower-superlink", "flower-supernode")
 PACKAGES = ("fedscale_local", "strategies", "clients", "conf")
+WARM = Path(__file__).with_name("warm.py")
 
 
 def is_installed() -> bool:
     return Path(compose.FOLDER).parent != REPO
 
 
-def shims(folder: Path, packages: Path | None) -> dict[str, str]:
-    """An environment in which `python` and `fedscale-local` are those of this test; packages: where ours come from."""
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Path]:
+    """The socket of a process that is `fedscale-local` with everything imported."""
+    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short
+        path = Path(folder) / "warm"
+        env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FEDSCALE_DATA")}
+        env |= {} if is_installed() else {"PYTHONPATH": str(REPO)}
+        server = subprocess.Popen([sys.executable, "-P", str(WARM), str(path)], env=env)
+        try:
+            while not path.exists():
+                assert server.poll() is None
+                time.sleep(0.05)
+            yield path
+        finally:
+            server.kill()
+            server.wait()
+
+
+def shims(folder: Path, packages: Path | None, warm: Path | None) -> dict[str, str]:
+    """An environment in which `python` and `fedscale-local` are those of this test; packages: where ours come from.
+
+    warm: who does the commands after the first, for one that imports from where this test does.
+    """
     folder.mkdir()
     ours = "" if packages is None else str(packages)
     beside = Path(sys.executable).parent
@@ -46,10 +71,13 @@ def shims(folder: Path, packages: Path | None) -> dict[str, str]:
     programs |= {name: f"{shlex.quote(str(beside / name))} " for name in FLOWER}
     for name, arguments in programs.items():
         shim = folder / name
-        shim.write_text(
-            f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH${{PYTHONPATH:+:}}{ours}" exec {shlex.quote(sys.executable)} '
-            f'{arguments}"$@"\n'
-        )
+        lines = ["#!/bin/sh"]
+        if warm is not None and name == "fedscale-local":
+            asked = shlex.join([sys.executable, "-I", "-S", str(WARM), str(warm)])
+            lines.append(f'[ -n "$PYTHONPATH" ] || mkdir {folder}/first 2>/dev/null || exec {asked} "$@"')
+        real = f'exec {shlex.quote(sys.executable)} {arguments}"$@"'
+        lines.append(f'PYTHONPATH="$PYTHONPATH${{PYTHONPATH:+:}}{ours}" {real}')
+        shim.write_text("\n".join([*lines, ""]))
         shim.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FEDSCALE_DATA")}
     return clean | {"PATH": f"{folder}{os.pathsep}{beside}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
@@ -114,8 +142,9 @@ def play(block: Block, folder: Path, env: dict[str, str]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in PAGES])
-def test_page_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
+def test_page_runs_from_top_to_bottom(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found, place = blocks(PAGES[name]), tmp_path / "place"
+    ours = [c for page, c in ALL_COMMANDS if page == name and c.startswith("fedscale-local ")]
     packages = None if is_installed() else REPO
     if any(block.language == "diff" for block in found):
         for part in (*PACKAGES, "tests", "docs", "benchmarks"):
@@ -124,7 +153,8 @@ def test_page_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
             shutil.copy(REPO / part, place / part)
         packages = place
     place.mkdir(exist_ok=True)
-    env = shims(tmp_path / "bin", packages)
+    warm = request.getfixturevalue("warm") if packages != place and len(ours) > 1 else None
+    env = shims(tmp_path / "bin", packages, warm)
     with nothing_left(env):
         for block in found:
             if block.saved_as:

@@ -20,12 +20,13 @@ from whole_runs import configured, save_arrays
 from fedscale_local import experiment, federation, processes
 
 CLIENTS = 4
+LOCAL = "savic, local"
 METHODS = {
     "fedavg": ["strategy=fedavg"],
     "savic, adam": ["scaling=adam"],
     "savic, oasis": ["scaling=oasis"],
     # Every client keeps a D and a momentum buffer of its own from round to round.
-    "savic, local": [
+    LOCAL: [
         "scaling=adam",
         "scaling.scope=local",
         "strategy.mixing=preconditioned",
@@ -44,6 +45,10 @@ SETTINGS: dict[str, Any] = {
     "client.local_steps": 3,
     "seed": 5,
 }
+SHORT = {name: {"clients_per_round": 2, "num_rounds": 2} for name in METHODS if name != LOCAL}
+"""Enough for those whose clients keep nothing: the second round has all that a third one would."""
+ONE_WORKER = ("engine=ray", "engine.workers=1", "engine.chunks=2")
+"""A worker of Ray takes longer to start than all that it does here; one with two chunks has to keep them apart."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,9 +91,8 @@ def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[byte
 
     outside = run_dir.parent / f"{run_dir.name}-tmp"
     outside.mkdir()
-    config = configured(
-        *COMMON, *METHODS[method], *engine, settings=SETTINGS | settings | {"run_dir": str(run_dir)}
-    )
+    settings = SETTINGS | SHORT.get(method, {}) | settings | {"run_dir": str(run_dir)}
+    config = configured(*COMMON, *METHODS[method], *engine, settings=settings)
     with (
         patch("fedscale_local.reports.write"),
         patch("tempfile.tempdir", str(outside)),
@@ -118,9 +122,19 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes
     return {method: run(folder / str(i), method, *engine) for i, method in enumerate(METHODS)}
 
 
+@pytest.fixture(scope="module")
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[bytes, ...]]:
+    """A run with a worker for each CPU, whose clients keep something, and its checkpoints."""
+    run_dir = tmp_path_factory.mktemp("ray") / "run"
+    return run_dir, run(run_dir, LOCAL, "engine=ray", checkpoint_every=1)
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_ray_gives_the_same_bytes(method: str, reference: dict[str, Any], tmp_path: Path) -> None:
-    assert run(tmp_path / "run", method, "engine=ray") == reference[method]
+def test_ray_gives_the_same_bytes(
+    method: str, reference: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    there = request.getfixturevalue("on_ray") if method == LOCAL else None
+    assert (there[1] if there else run(tmp_path / "run", method, *ONE_WORKER)) == reference[method]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -142,7 +156,7 @@ def test_somebody_elses_apps_give_the_same_bytes_on_ray(tmp_path: Path) -> None:
     METHODS["foreign"] = ["data=arrays", *apps]
     try:
         here = run(tmp_path / "here", "foreign", "engine.mode=looped", "engine.workers=1", **more)
-        assert run(tmp_path / "ray", "foreign", "engine=ray", **more) == here
+        assert run(tmp_path / "ray", "foreign", "engine=ray", "engine.workers=1", **more) == here
     finally:
         del METHODS["foreign"]
     assert b'"failures": []' in here[0]
@@ -174,15 +188,14 @@ def test_clients_of_one_chunk_that_fail_spare_the_others_on_ray(tmp_path: Path) 
 
 
 def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
-    reference: dict[str, Any], tmp_path: Path
+    reference: dict[str, Any], on_ray: tuple[Path, tuple[bytes, ...]]
 ) -> None:
-    method, run_dir = "savic, local", tmp_path / "run"
-    run(run_dir, method, "engine=ray", checkpoint_every=1)
+    run_dir = on_ray[0]
     (run_dir / "model.safetensors").unlink()
     (run_dir / "checkpoints" / "round-000003.json").unlink()
     with patch("fedscale_local.reports.write"):
         experiment.resume(run_dir)
-    assert outcome(run_dir) == reference[method]
+    assert outcome(run_dir) == reference[LOCAL]
 
 
 def test_secure_aggregation_gives_the_same_bytes_everywhere(nodes: Path, tmp_path: Path) -> None:
@@ -191,7 +204,7 @@ def test_secure_aggregation_gives_the_same_bytes_everywhere(nodes: Path, tmp_pat
     try:
         here = run(tmp_path / "here", "secure", "engine.mode=looped", "engine.workers=1", **small)
         assert b'"failures": []' in here[0] and b'"secure_clipped": 0.0' in here[0]
-        assert run(tmp_path / "ray", "secure", "engine=ray", **small) == here
+        assert run(tmp_path / "ray", "secure", *ONE_WORKER, **small) == here
         more = small | {"superlink.federation": str(nodes)}
         assert run(tmp_path / "superlink", "secure", "engine=superlink", **more) == here
     finally:

@@ -14,7 +14,7 @@ from fedscale_local import federation
 from fedscale_local.cli import main
 from fedscale_local.data.shard import ARRAYS
 
-NODES, BAD = 3, 1
+NODES, BAD = 2, 1
 PROBLEM = ["data=synthetic", f"num_clients={NODES}"]
 
 pytestmark = [

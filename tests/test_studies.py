@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,21 @@ from pages import REPO
 
 sys.path.append(str(REPO))  # benchmarks are not installed
 from benchmarks import niid_bench, savic_study, studies
+from fedscale_local import fresh
 from fedscale_local.config import ConfigError
 from fedscale_local.run_dir import SWEEP
 
 EMBEDDED = "fashion_mnist_12k"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_fresh() -> Iterator[None]:
+    """The process that forks cells is kept from sweep to sweep."""
+    with pytest.MonkeyPatch.context() as patch:
+        end = fresh.close_here
+        patch.setattr(fresh, "close_here", lambda: None)
+        yield
+        end()
 
 
 def cells(folder: Path) -> dict[str, dict[str, Any]]:

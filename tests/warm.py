@@ -1,0 +1,107 @@
+"""The command `fedscale-local` without its imports, which take longer than most of what the documentation does.
+
+`python warm.py SOCKET` has imported everything and done nothing. Each connection is one command: a fork of it with the
+caller's arguments, folder, environment, input and output, as a process of its own with nothing left from another.
+`python warm.py SOCKET ARGUMENT...` is such a caller: it imports little and ends with the command's exit status.
+"""
+
+import os
+import socket
+import sys
+
+MIB = 1 << 20
+
+
+def ask(path: str, arguments: list[str]) -> int:
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(path)
+        words = [os.getcwd(), *(f"{key}={value}" for key, value in os.environ.items())]
+        told = "\0".join([str(len(arguments)), *arguments, *words]).encode(errors="surrogateescape")
+        socket.send_fds(line, [len(told).to_bytes(4, "big")], [0, 1, 2])
+        line.sendall(told)
+        answer = line.recv(1)
+    return answer[0] if answer else 1
+
+
+def serve(path: str) -> None:
+    from contextlib import suppress
+
+    from fedscale_local import cli, fresh
+    from fedscale_local.instantiate import locate
+
+    for name in fresh.PRELOADED:
+        locate(name)
+    fresh.Fresh.__init__ = forked  # type: ignore[method-assign]
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(f"{path}.part")
+        door.listen()
+        os.rename(f"{path}.part", path)
+        while True:
+            line, _ = door.accept()
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if os.fork():
+                line.close()
+                continue
+            door.close()
+            length, streams, *_ = socket.recv_fds(line, 4, 3)
+            size, told = int.from_bytes(length, "big"), b""
+            while len(told) < size:
+                told += line.recv(MIB)
+            child = os.fork()
+            if child == 0:
+                line.close()
+                be(told.decode(errors="surrogateescape").split("\0"), streams, cli.main)
+            for stream in streams:
+                os.close(stream)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            line.sendall(bytes([status % 256 if status >= 0 else 128 - status]))
+            os._exit(0)
+
+
+def be(told: list[str], streams: list[int], main) -> None:
+    """The command itself, which ends as any program does."""
+    count, *words = told
+    arguments, (folder, *environment) = words[: int(count)], words[int(count) :]
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(entry.split("=", 1) for entry in environment)
+    sys.argv[1:] = arguments
+    sys.exit(main())
+
+
+def forked(self, cores: int | None = None) -> None:
+    """In the place of Fresh.__init__, for a sweep: what it starts is there already, a fork of this command does."""
+    import multiprocessing
+
+    from fedscale_local import fresh
+
+    (asked, ask_), (answers, answer) = os.pipe(), os.pipe()
+
+    def work() -> None:
+        os.setsid()
+        os.close(ask_)
+        os.dup2(asked, 0)
+        os.dup2(answer, 1)
+        sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+        if cores is not None:
+            os.environ.update(fresh.ONE_THREAD, FEDSCALE_CORES=str(cores))
+        fresh._serve()
+
+    self.process = multiprocessing.get_context("fork").Process(target=work)
+    self.process.start()
+    os.close(asked)
+    os.close(answer)
+    self.process.stdin, self.process.stdout = open(ask_, "w"), open(answers)  # noqa: SIM115
+    self.process.wait = self.process.join
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    else:
+        sys.exit(ask(sys.argv[1], sys.argv[2:]))
