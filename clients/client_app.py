@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from clients import secure
 from clients.hostile import sent_instead
 from clients.training import ClientUpdate, Order, Outcome, plan, train
-from fedscale_local import chunk, privacy, sending, server_step
+from fedscale_local import chunk, privacy, sending, server_step, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import Config, CustomClient
 from fedscale_local.config_secure import SecureAggregation
@@ -131,7 +130,7 @@ def _reason(config: Config | None, error: object) -> str:
 def _context_of(part: chunk.Part, context: Context) -> Context:
     """The context of one client of a chunk, which was sent to a node with this context."""
     own = adapter.new_context(
-        adapter.FIRST_NODE + part.client, {adapter.PARTITION: part.client}, dict(context.run_config)
+        adapter.FIRST_NODE + part.client, {wire.PARTITION: part.client}, dict(context.run_config)
     )
     own.state = part.state
     return own
@@ -146,7 +145,7 @@ def _part(part: chunk.Part, reply: Message, context: Context) -> chunk.Part:
 
 def _foreign(config: Config, client: CustomClient, message: Message, context: Context) -> Message:
     """The reply of somebody else's ClientApp, which sees what it would see in process."""
-    node = adapter.FIRST_NODE + int(context.node_config[adapter.PARTITION])
+    node = adapter.FIRST_NODE + int(context.node_config[wire.PARTITION])
     own = adapter.new_context(node, dict(context.node_config), client.run_config | dict(context.run_config))
     own.state = RecordDict({key: record.copy() for key, record in context.state.items()})
     with adapter.seeded_globals(config.seed, adapter.round_of(message), node):
@@ -181,8 +180,8 @@ app.cohort = cohort  # type: ignore[attr-defined]
 
 def _place(context: Context) -> Place | None:
     """Where this device has its shard; None for one that holds the whole data set."""
-    path = context.node_config.get(adapter.DATA_PATH)
-    return None if path is None else Place(str(path), int(context.node_config[adapter.PARTITION]))
+    path = context.node_config.get(wire.DATA_PATH)
+    return None if path is None else Place(str(path), int(context.node_config[wire.PARTITION]))
 
 
 def _answered(
@@ -198,9 +197,9 @@ def _answered(
     said: what goes into the reply; of an honest client that is its update.
     """
     if update.test is not None:
-        named = zip((adapter.TEST_LOSS, adapter.TEST_ACCURACY), update.test, strict=True)
+        named = zip((wire.TEST_LOSS, wire.TEST_ACCURACY), update.test, strict=True)
         told = {name: value for name, value in named if value is not None}
-        return adapter.reply(adapter.content({}, metrics=adapter.metric_record(told)), message)
+        return adapter.reply(wire.content({}, metrics=wire.metric_record(told)), message)
     leg = sending.Leg(experiment, "up", order.round, order.client)
     vectors = _vectors(experiment, order, said)
     if experiment.secure is not None:
@@ -216,10 +215,10 @@ def _answered(
     except ValueError as error:
         return adapter.error_reply(str(ClientError("pack", order.client, order.round, str(error))), message)
     for key, residual in residuals.items():
-        context.state[sending.residual_key(key)] = adapter.vector_record(residual)
+        context.state[sending.residual_key(key)] = wire.vector_record(residual)
     _keep(experiment, context, order, update)
     metrics = _metrics(experiment, order, update)
-    return adapter.reply(adapter.content(packed, metrics=metrics), message)
+    return adapter.reply(wire.content(packed, metrics=metrics), message)
 
 
 class _Sent(NamedTuple):
@@ -240,9 +239,9 @@ def _try_unpack(
         sent = seen.get(id(message.content))
         if sent is None:
             instructions = _instructions(message)
-            round = int(instructions[adapter.ROUND])
+            round = int(instructions[wire.ROUND])
             sent = seen[id(message.content)] = _read(experiment, message, instructions)
-        round = int(sent.instructions[adapter.ROUND])
+        round = int(sent.instructions[wire.ROUND])
         return _order(experiment, sent, context, client, round)
     except Exception as error:
         return ClientError("unpack", client, round, f"{type(error).__name__}: {error}")
@@ -250,24 +249,24 @@ def _try_unpack(
 
 def _instructions(message: Message) -> Mapping[str, Any]:
     """The message's one ConfigRecord, whatever a strategy calls it."""
-    records = adapter.of_kind(message.content, ConfigRecord)
-    return dict(records[adapter.CONFIG] if adapter.CONFIG in records else next(iter(records.values())))
+    records = wire.of_kind(message.content, ConfigRecord)
+    return dict(records[wire.CONFIG] if wire.CONFIG in records else next(iter(records.values())))
 
 
 def _read(experiment: Experiment, message: Message, instructions: Mapping[str, Any]) -> _Sent:
-    records = adapter.of_kind(message.content, ArrayRecord)
-    if not instructions.get(adapter.PERSONAL, False):
-        records = sending.Leg(experiment, "down", int(instructions[adapter.ROUND])).unpack(records)
-    if experiment.local_rule.wants_mean_gradient and adapter.ARRAYS not in records:
+    records = wire.of_kind(message.content, ArrayRecord)
+    if not instructions.get(wire.PERSONAL, False):
+        records = sending.Leg(experiment, "down", int(instructions[wire.ROUND])).unpack(records)
+    if experiment.local_rule.wants_mean_gradient and wire.ARRAYS not in records:
         return _Sent(records, instructions, None)
-    arrays = records[adapter.ARRAYS] if adapter.ARRAYS in records else next(iter(records.values()))
-    return _Sent(records, instructions, adapter.from_model_record(arrays, experiment.task))
+    arrays = records[wire.ARRAYS] if wire.ARRAYS in records else next(iter(records.values()))
+    return _Sent(records, instructions, wire.from_model_record(arrays, experiment.task))
 
 
 def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, round: int) -> Order:
     task, config, told, kept = experiment.task, experiment.config, sent.instructions, _kept(context)
-    params, buffers = sent.model or adapter.from_model_record(kept[adapter.ARRAYS], task)
-    if told.get(adapter.PERSONAL, False):
+    params, buffers = sent.model or wire.from_model_record(kept[wire.ARRAYS], task)
+    if told.get(wire.PERSONAL, False):
         return Order(client, round, params, buffers, personal=True)
     is_global = config.scaling.scope == "global"
     memory, d_hat = _load_memory(context, kept, task.layout.size, task.dtype), None
@@ -281,7 +280,7 @@ def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, r
         buffers,
         d_hat,
         memory,
-        _vector(momentum_from, adapter.MOMENTUM, task.layout.size, task.dtype),
+        _vector(momentum_from, wire.MOMENTUM, task.layout.size, task.dtype),
         clock=int(told.get("clock", 0)),
         measure=bool(told.get("measure", False))
         if is_global
@@ -295,7 +294,7 @@ def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, r
 
 def _kept(context: Context) -> dict[str, ArrayRecord]:
     """The vectors that this client keeps."""
-    return adapter.of_kind(context.state, ArrayRecord)
+    return wire.of_kind(context.state, ArrayRecord)
 
 
 def _rule_state(
@@ -306,7 +305,7 @@ def _rule_state(
     for name, size in experiment.local_rule.sizes.items():
         for records in (sent, kept):
             if name in records:
-                state[name] = adapter.from_vector_record(records[name], size(task.layout), task.dtype)
+                state[name] = wire.from_vector_record(records[name], size(task.layout), task.dtype)
                 break
     return state
 
@@ -322,14 +321,14 @@ def _global_preconditioner(
     """The D-hat of this round: sent, or kept from an earlier round, or derived from the last displacement."""
     records, instructions = sent.records, sent.instructions
     task, scaling, size = experiment.task, experiment.scaling, experiment.task.layout.size
-    if adapter.PRECONDITIONER in records:
-        return None, adapter.from_vector_record(records[adapter.PRECONDITIONER], size, task.dtype)
-    if adapter.MEMORY in records:
-        value = adapter.from_vector_record(records[adapter.MEMORY], size, task.dtype)
+    if wire.PRECONDITIONER in records:
+        return None, wire.from_vector_record(records[wire.PRECONDITIONER], size, task.dtype)
+    if wire.MEMORY in records:
+        value = wire.from_vector_record(records[wire.MEMORY], size, task.dtype)
         memory = Memory(value, int(instructions["clock"]))
         return memory, scaling.d_hat(memory)
     if "mean-steps" in instructions:
-        before = _vector(own, adapter.ARRAYS, size, task.dtype)
+        before = _vector(own, wire.ARRAYS, size, task.dtype)
         if memory is None or before is None:
             raise ValueError("asked to derive the preconditioner, but the last round's model is not here")
         steps, step_size = float(instructions["mean-steps"]), experiment.config.client.step_size
@@ -341,7 +340,7 @@ def _global_preconditioner(
         return start if experiment.keeps_preconditioner else None, None
     if memory is not None and memory.clock == instructions["clock"]:
         return memory, scaling.d_hat(memory)
-    kept = _vector(own, adapter.PRECONDITIONER, size, task.dtype)
+    kept = _vector(own, wire.PRECONDITIONER, size, task.dtype)
     if kept is None or _clock(context) != instructions["clock"]:
         raise ValueError(f"no preconditioner of clock {instructions['clock']!r} is kept here")
     return None, kept
@@ -351,15 +350,15 @@ def _vectors(experiment: Experiment, order: Order, update: ClientUpdate) -> dict
     """The vectors that were asked for, with local privacy clipped and noised."""
     config = experiment.config
     vectors = {
-        adapter.ARRAYS: update.params,
-        adapter.STATISTIC: update.statistic if config.scaling.scope == "global" else None,
-        adapter.MOMENTUM: update.momentum if config.client.momentum_buffer == "averaged" else None,
+        wire.ARRAYS: update.params,
+        wire.STATISTIC: update.statistic if config.scaling.scope == "global" else None,
+        wire.MOMENTUM: update.momentum if config.client.momentum_buffer == "averaged" else None,
     }
     if order.mix:
         nothing_yet = update.d_hat is None
-        vectors[adapter.PRECONDITIONER] = torch.ones_like(order.params) if nothing_yet else update.d_hat
+        vectors[wire.PRECONDITIONER] = torch.ones_like(order.params) if nothing_yet else update.d_hat
     if order.prepare:
-        vectors[adapter.GRADIENT] = update.state[adapter.GRADIENT]
+        vectors[wire.GRADIENT] = update.state[wire.GRADIENT]
     sends = [name for name in experiment.local_rule.sends if name in update.state]
     vectors |= {name: update.state[name] for name in sends if order.due is None or name in order.due}
     asked = {key: vector for key, vector in vectors.items() if vector is not None}
@@ -374,10 +373,10 @@ def _records(
     """These vectors as they stand in a reply, the model with its buffers."""
     task, records = experiment.task, {}
     for key, vector in vectors.items():
-        if key == adapter.ARRAYS and update.buffers is not None:
-            records[key] = adapter.model_record(task, vector, update.buffers)
+        if key == wire.ARRAYS and update.buffers is not None:
+            records[key] = wire.model_record(task, vector, update.buffers)
         else:
-            records[key] = adapter.vector_record(vector)
+            records[key] = wire.vector_record(vector)
     return records
 
 
@@ -388,7 +387,7 @@ def _noised(
     config, noised = experiment.config, dict(vectors)
     keys = [key for key in vectors if key not in experiment.local_rule.counts]
     for key in keys:
-        centre = order.params if key == adapter.ARRAYS else torch.zeros_like(vectors[key])
+        centre = order.params if key == wire.ARRAYS else torch.zeros_like(vectors[key])
         bound = mechanism.bounds[sending.bound_of(key)]
         sent = centre + privacy.clipped(vectors[key] - centre, bound)
         if std := privacy.scale(mechanism.multiplier, len(keys), bound):
@@ -396,7 +395,7 @@ def _noised(
             sent = sent + privacy.noise(sent, std, stream)
         if key in privacy.NOT_NEGATIVE:
             sent = sent.clamp(min=0.0)
-        if key == adapter.PRECONDITIONER:  # models are divided by it
+        if key == wire.PRECONDITIONER:  # models are divided by it
             sent = sent.clamp(min=config.scaling.alpha)
         noised[key] = sent
     return noised
@@ -404,9 +403,9 @@ def _noised(
 
 def _metrics(experiment: Experiment, order: Order, update: ClientUpdate) -> MetricRecord:
     if experiment.mechanism is not None and experiment.mechanism.kind == "local":
-        update = replace(update, num_examples=1, loss=0.0, d_hat=None)  # nothing that tells of its data
+        update = update._replace(num_examples=1, loss=0.0, d_hat=None)  # nothing that tells of its data
     metrics: dict[str, int | float] = {
-        adapter.NUM_EXAMPLES: update.num_examples,
+        wire.NUM_EXAMPLES: update.num_examples,
         "client": order.client,
         "local-steps": update.num_steps,
         "train-loss": update.loss,
@@ -414,7 +413,7 @@ def _metrics(experiment: Experiment, order: Order, update: ClientUpdate) -> Metr
     if experiment.config.scaling.scope == "local" and update.d_hat is not None:
         low, high = torch.aminmax(update.d_hat)
         metrics |= {"d-min": float(low), "d-max": float(high)}
-    return adapter.metric_record(metrics)
+    return wire.metric_record(metrics)
 
 
 def _keep(experiment: Experiment, context: Context, order: Order, update: ClientUpdate) -> None:
@@ -422,26 +421,26 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
     if order.round == 0:
         return
     if order.prepare:
-        context.state[adapter.ARRAYS] = adapter.model_record(experiment.task, order.params, order.buffers)
+        context.state[wire.ARRAYS] = wire.model_record(experiment.task, order.params, order.buffers)
         return
     if experiment.local_rule.wants_mean_gradient:
-        context.state.pop(adapter.ARRAYS)
+        context.state.pop(wire.ARRAYS)
     kept: dict[str, Tensor | None] = {name: _own(update.state[name]) for name in experiment.local_rule.keeps}
     clock = 0
     if experiment.config.client.momentum_buffer == "kept":
-        kept[adapter.MOMENTUM] = _own(update.momentum)
+        kept[wire.MOMENTUM] = _own(update.momentum)
     if update.memory is not None:
-        kept[adapter.MEMORY], clock = _own(update.memory.value), int(update.memory.clock)
+        kept[wire.MEMORY], clock = _own(update.memory.value), int(update.memory.clock)
     elif experiment.keeps_preconditioner and order.memory is not None:
-        kept |= {adapter.MEMORY: order.memory.value, adapter.ARRAYS: order.params}
+        kept |= {wire.MEMORY: order.memory.value, wire.ARRAYS: order.params}
         clock = int(order.memory.clock)
     elif experiment.keeps_preconditioner:
-        kept[adapter.PRECONDITIONER], clock = order.d_hat, order.clock
+        kept[wire.PRECONDITIONER], clock = order.d_hat, order.clock
     for key, vector in kept.items():
         if vector is not None:
-            context.state[key] = adapter.vector_record(vector)
+            context.state[key] = wire.vector_record(vector)
     if kept:
-        context.state[adapter.CONFIG] = ConfigRecord({"clock": clock})
+        context.state[wire.CONFIG] = ConfigRecord({"clock": clock})
 
 
 def _own(vector: Tensor | None) -> Tensor | None:
@@ -450,15 +449,15 @@ def _own(vector: Tensor | None) -> Tensor | None:
 
 
 def _vector(records: Mapping[str, ArrayRecord], key: str, size: int, dtype: torch.dtype) -> Tensor | None:
-    return adapter.from_vector_record(records[key], size, dtype) if key in records else None
+    return wire.from_vector_record(records[key], size, dtype) if key in records else None
 
 
 def _clock(context: Context) -> int:
-    return int(context.state.config_records[adapter.CONFIG]["clock"])  # type: ignore[arg-type]
+    return int(context.state.config_records[wire.CONFIG]["clock"])  # type: ignore[arg-type]
 
 
 def _load_memory(
     context: Context, kept: Mapping[str, ArrayRecord], size: int, dtype: torch.dtype
 ) -> Memory | None:
-    value = _vector(kept, adapter.MEMORY, size, dtype)
+    value = _vector(kept, wire.MEMORY, size, dtype)
     return None if value is None else Memory(value, _clock(context))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -51,4 +50,4 @@ def sent_instead(
         stream = generator(seed, "attack", order.round, order.client)
         return attacks.gaussian(order.params, v, attack.strength, stream)
 
-    return {client: replace(update, params=lie(order, v)) for client, (order, update, v) in liars.items()}
+    return {client: update._replace(params=lie(order, v)) for client, (order, update, v) in liars.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.training import ClientUpdate, Order
 from fedscale_local import flower_adapter as adapter
-from fedscale_local import privacy, sending
+from fedscale_local import privacy, sending, wire
 from fedscale_local.config_secure import SecureAggregation
 from fedscale_local.experiment import Experiment
 from fedscale_local.randomness import generator
@@ -31,8 +31,8 @@ def is_stage(message: Message) -> bool:
 
 def answer(section: SecureAggregation, message: Message, context: Context) -> Message:
     """The reply to such a stage."""
-    client, told = int(context.node_config[adapter.PARTITION]), _stage(message)
-    stage, round = str(told["stage"]), int(told[adapter.ROUND])  # type: ignore[arg-type]
+    client, told = int(context.node_config[wire.PARTITION]), _stage(message)
+    stage, round = str(told["stage"]), int(told[wire.ROUND])  # type: ignore[arg-type]
     try:
         if stage == "keys":
             data, kept = _keys(round)
@@ -43,10 +43,10 @@ def answer(section: SecureAggregation, message: Message, context: Context) -> Me
     except (ValueError, KeyError) as error:
         return adapter.error_reply(f"client {client}, round {round}: {error}", message)
     if kept is None:
-        del context.state[adapter.SECURE]
+        del context.state[wire.SECURE]
     else:
-        context.state[adapter.SECURE] = kept
-    return Message(RecordDict({adapter.SECURE: _bytes(data)}), reply_to=message)
+        context.state[wire.SECURE] = kept
+    return Message(RecordDict({wire.SECURE: _bytes(data)}), reply_to=message)
 
 
 def masked(
@@ -79,13 +79,11 @@ def masked(
     noise = protocol.masked(_secrets(state), client, {other: keys[other] for other in senders}, residues)
     pieces = rounding.from_residues(noise).to(rounding.signed(section.modulus_bits))
     sizes = [*(len(part) for part in parts.values()), len(beside)]
-    records = zip((*parts, adapter.SECURE), pieces.split(sizes), strict=True)
-    content = RecordDict({key: adapter.vector_record(piece.clone()) for key, piece in records})
+    records = zip((*parts, wire.SECURE), pieces.split(sizes), strict=True)
+    content = RecordDict({key: wire.vector_record(piece.clone()) for key, piece in records})
     # Neither seed of a mask is needed any more, and without them no second vector can be masked like this one.
-    kept = {name: state[name] for name in (adapter.ROUND, "channel", "holders", "keys", "share")}
-    context.state[adapter.SECURE] = ConfigRecord(
-        kept | {"stage": "masked", "from": senders, "sealed": sealed}
-    )
+    kept = {name: state[name] for name in (wire.ROUND, "channel", "holders", "keys", "share")}
+    context.state[wire.SECURE] = ConfigRecord(kept | {"stage": "masked", "from": senders, "sealed": sealed})
     return content
 
 
@@ -111,10 +109,10 @@ def _summed(
 
     for key in sorted(vectors.keys() - experiment.local_rule.counts):
         vector, group = vectors[key], sending.bound_of(key)
-        if key == adapter.ARRAYS:
+        if key == wire.ARRAYS:
             vector = vector - order.params
             if getattr(config.strategy, "mixing", "mean") == "preconditioned":
-                vector = vector * vectors[adapter.PRECONDITIONER]
+                vector = vector * vectors[wire.PRECONDITIONER]
         bound = experiment.bounds_before_noise.get(group)
         if bound is not None:  # rounding adds less than a step to each number
             step = getattr(section.range, group) / rounding.most(section.bits)
@@ -129,9 +127,7 @@ def _summed(
 
 def _keys(round: int) -> tuple[bytes, ConfigRecord]:
     secrets = protocol.fresh_secrets()
-    return protocol.public(secrets), ConfigRecord(
-        {adapter.ROUND: round, "stage": "keys", **secrets._asdict()}
-    )
+    return protocol.public(secrets), ConfigRecord({wire.ROUND: round, "stage": "keys", **secrets._asdict()})
 
 
 def _shares(
@@ -176,13 +172,13 @@ def _enough(section: SecureAggregation, there: int, holders: int) -> None:
 
 
 def _stage(message: Message) -> ConfigRecord:
-    return message.content.config_records.get(adapter.SECURE_STAGE, ConfigRecord())
+    return message.content.config_records.get(wire.SECURE_STAGE, ConfigRecord())
 
 
 def _state(context: Context, stage: str, round: int) -> ConfigRecord:
     """What this client keeps of the sum, if it has just answered that stage of this round."""
-    state = context.state.config_records.get(adapter.SECURE, ConfigRecord())
-    if state.get("stage") != stage or state.get(adapter.ROUND) != round:
+    state = context.state.config_records.get(wire.SECURE, ConfigRecord())
+    if state.get("stage") != stage or state.get(wire.ROUND) != round:
         raise ValueError(f"asked out of turn: it has not just answered the stage {stage} of this round")
     return state
 
@@ -201,10 +197,10 @@ def _data(value: object) -> bytes:
 
 
 def _bytes(data: bytes) -> ArrayRecord:
-    return adapter.vector_record(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    return wire.vector_record(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
 
 def _received(message: Message) -> bytes:
-    record = message.content.array_records[adapter.SECURE]
+    record = message.content.array_records[wire.SECURE]
     size = record["flat"].shape[0]
-    return adapter.from_vector_record(record, size, torch.uint8).numpy().tobytes()
+    return wire.from_vector_record(record, size, torch.uint8).numpy().tobytes()

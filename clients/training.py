@@ -8,9 +8,9 @@ from (seed, "probe", round), sampled labels from (seed, "labels", round, client)
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ from fedscale_local.vector import is_finite
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """What one client is asked to do in one round; round 0 is the probe: measure the statistic, take no step."""
 
     client: int
@@ -45,7 +44,7 @@ class Order:
     """Of d_hat, or of memory: how often it was refreshed."""
     measure: bool = False
     """Is the statistic of the round's first mini-batch wanted?"""
-    state: State = field(default_factory=dict)
+    state: Mapping[str, Tensor] = {}
     """What the local rule was sent and what it kept, by name; what is missing is zero."""
     prepare: bool = False
     """Is the full-batch gradient at x wanted, and no step?"""
@@ -57,8 +56,7 @@ class Order:
     """Is it wanted how the client does on its test examples once it has made the model its own?"""
 
 
-@dataclass(frozen=True)
-class ClientUpdate:
+class ClientUpdate(NamedTuple):
     """What one client answers; of the optional parts those that its order asked for or its state keeps."""
 
     client: int
@@ -71,7 +69,7 @@ class ClientUpdate:
     d_hat: Tensor | None = None
     memory: Memory | None = None
     momentum: Tensor | None = None
-    state: State = field(default_factory=dict)
+    state: Mapping[str, Tensor] = {}
     """What the local rule sends and keeps, by name."""
     test: tuple[float, float | None] | None = None
     """Loss and accuracy on the client's test examples, where its order is personal."""
@@ -299,7 +297,7 @@ def _measure(
 
 def _probe(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]) -> list[Tensor]:
     """Each client's statistic at its x on one mini-batch of the stream of round 0."""
-    probes = [replace(order, round=0) for order in orders]
+    probes = [order._replace(round=0) for order in orders]
     parts = [_batches(experiment, order)[:1] for order in probes]
     if isinstance(oracle, Looped):
         oracle.load(probes[0].params, probes[0].buffers)

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedscale_local import checkpoint
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import checkpoint, wire
 from fedscale_local.vector import Layout
 
 PARTS = "parts"
@@ -49,15 +48,15 @@ def pack(parts: Sequence[Part]) -> RecordDict:
     tree, vectors = checkpoint.encode([rows, [_plain(record) for _, record in table.values()]])
     arrays = ArrayRecord()
     for number, vector in vectors.items():
-        arrays[number] = adapter.lazy(vector)
-    return adapter.content({adapter.ARRAYS: arrays}, config=ConfigRecord({PARTS: json.dumps(tree)}))
+        arrays[number] = wire.lazy(vector)
+    return wire.content({wire.ARRAYS: arrays}, config=ConfigRecord({PARTS: json.dumps(tree)}))
 
 
 def unpack(content: RecordDict) -> list[Part]:
     """The inverse of pack; records and vectors that parts share are one object. Anything else raises an error."""
-    arrays = content.array_records[adapter.ARRAYS]
+    arrays = content.array_records[wire.ARRAYS]
     vectors = {number: torch.from_numpy(array.numpy()) for number, array in arrays.items()}
-    tree = json.loads(str(content.config_records[adapter.CONFIG][PARTS]))
+    tree = json.loads(str(content.config_records[wire.CONFIG][PARTS]))
     rows, plain = checkpoint.decode(tree, vectors)
     table = [_record(kind, held) for kind, held in plain]
 
@@ -73,7 +72,7 @@ def unpack(content: RecordDict) -> list[Part]:
 def _plain(record: ArrayRecord | MetricRecord | ConfigRecord) -> list[Any]:
     """A record as plain values and flat vectors."""
     if isinstance(record, ArrayRecord):
-        return ["ArrayRecord", [[*_names(layout), flat] for layout, flat in adapter.sections(record)]]
+        return ["ArrayRecord", [[*_names(layout), flat] for layout, flat in wire.sections(record)]]
     return [type(record).__name__, dict(record)]
 
 
@@ -88,5 +87,5 @@ def _record(kind: str, held: Any) -> ArrayRecord | MetricRecord | ConfigRecord:
             (Layout(tuple(names), tuple(tuple(shape) for shape in shapes)), flat)
             for names, shapes, flat in held
         ]
-        return adapter.to_record(sections)
+        return wire.to_record(sections)
     return (MetricRecord if kind == "MetricRecord" else ConfigRecord)(held)

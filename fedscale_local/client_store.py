@@ -14,8 +14,7 @@ from flwr.app import RecordDict
 from safetensors import safe_open
 from safetensors.torch import save
 
-from fedscale_local import checkpoint, disk
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import checkpoint, disk, wire
 
 
 class OnDisk(MutableMapping[int, RecordDict]):
@@ -36,11 +35,11 @@ class OnDisk(MutableMapping[int, RecordDict]):
         with safe_open(self._file(node), framework="pt") as file:
             leaves = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             tree = json.loads(file.metadata()["state"])
-        return adapter.load_records(checkpoint.decode(tree, leaves))
+        return wire.load_records(checkpoint.decode(tree, leaves))
 
     def __setitem__(self, node: int, state: RecordDict) -> None:
         if state:
-            tree, tensors = checkpoint.encode(adapter.dump_records(state))
+            tree, tensors = checkpoint.encode(wire.dump_records(state))
             disk.write(self._file(node), save(tensors, {"state": json.dumps(tree)}))
         else:
             self._file(node).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedscale_local import flower_adapter as adapter
+from fedscale_local import wire
 from fedscale_local.experiment import Experiment
 from fedscale_local.replies import REASON_AT_MOST
 
@@ -58,9 +59,9 @@ def _personal(experiment: Experiment, grid: Grid, params: Tensor, buffers: Tenso
     """What the clients say that have training examples for a batch, and test examples."""
     task, config = experiment.task, experiment.config
     nodes = adapter.roster(grid, len(experiment.partition))
-    record = adapter.model_record(task, params, buffers)
-    instructions = ConfigRecord({adapter.ROUND: config.num_rounds, adapter.PERSONAL: True})
-    content = adapter.content({adapter.ARRAYS: record}, instructions)
+    record = wire.model_record(task, params, buffers)
+    instructions = ConfigRecord({wire.ROUND: config.num_rounds, wire.PERSONAL: True})
+    content = wire.content({wire.ARRAYS: record}, instructions)
     asked = [int(client) for client in experiment.eligible if len(experiment.test_partition[int(client)])]
     messages = [adapter.message_to(nodes[client], content, "evaluate") for client in asked]
     replies = grid.send_and_receive(messages, timeout=config.round_timeout)
@@ -100,8 +101,8 @@ def _told(
 
 def _figures(experiment: Experiment, reply: Message) -> dict[str, float]:
     """Finite numbers, an accuracy from 0 to 1; anything else raises an error."""
-    metrics = reply.content.metric_records[adapter.METRICS]
-    keys = zip(_names(experiment), (adapter.TEST_LOSS, adapter.TEST_ACCURACY), strict=False)
+    metrics = reply.content.metric_records[wire.METRICS]
+    keys = zip(_names(experiment), (wire.TEST_LOSS, wire.TEST_ACCURACY), strict=False)
     found = {name: float(metrics[key]) for name, key in keys}  # type: ignore[arg-type]
     if not all(map(math.isfinite, found.values())) or not 0 <= found.get("accuracy", 0.0) <= 1:
         raise ValueError(f"{found}: expected finite numbers, and an accuracy from 0 to 1")

@@ -108,7 +108,7 @@ class Experiment:
         rows, targets = data.x.to(self.task.dtype), data.y.to(self.task.dtype)
         return Quadratic.of_least_squares(rows, targets, config.client.weight_decay)
 
-    @property
+    @cached_property
     def refreshes_each_step(self) -> bool:
         """Does each client refresh a D of its own before each local step?"""
         config = self.config.scaling
@@ -150,7 +150,7 @@ class Experiment:
             tuple(warnings),
         )
 
-    @property
+    @cached_property
     def secure(self) -> SecureAggregation | None:
         """How clients' vectors are summed up so that nobody sees one of them; None: the server sees each."""
         return section if isinstance(section := self.config.secure, SecureAggregation) else None
@@ -196,7 +196,7 @@ class Experiment:
             return count
         return int(np.sort(self.partition.sizes[list(clients)])[-count:].sum())
 
-    @property
+    @cached_property
     def keeps_preconditioner(self) -> bool:
         """Do clients keep the global D between rounds, so that it need not be sent again?"""
         config = self.config.scaling
@@ -256,7 +256,7 @@ class Experiment:
         needed = config.batch_size if config.drop_last and isinstance(config.batch_size, int) else 1
         return np.flatnonzero(self.partition.sizes >= needed)
 
-    @property
+    @cached_property
     def clients_per_round(self) -> int:
         return self.config.clients_per_round or len(self.eligible)
 
@@ -477,8 +477,12 @@ def begin(experiment: Experiment, chosen: dict[str, Any], work: Work) -> Path:
 def config_of(run_config: Mapping[str, Any]) -> Config:
     """The configuration that a Flower run carries: the whole of one, or overrides of the defaults (`flwr run .`)."""
     if run_config["config"]:
-        return from_json(str(run_config["config"]))
+        return _read(str(run_config["config"]))
     return _composed(str(run_config["overrides"]))
+
+
+_read = lru_cache(maxsize=1)(from_json)
+"""Clients are given the same one in every round."""
 
 
 @lru_cache(maxsize=1)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from flwr.app import ArrayRecord, Message
 
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import wire
 
 Ledger = dict[int | None, dict[str, int]]
 """client index (None: nobody can tell) -> group -> bytes"""
@@ -30,9 +30,9 @@ def written(
         own = sizes.get(id(content))  # messages of a round often share it
         if own is None:
             own = sizes[id(content)] = {}
-            for name, record in adapter.of_kind(content, ArrayRecord).items():
+            for name, record in wire.of_kind(content, ArrayRecord).items():
                 group = group_of(name)
-                own[group] = own.get(group, 0) + adapter.record_bytes(record)
+                own[group] = own.get(group, 0) + wire.record_bytes(record)
         client = client_of.get(getattr(message.metadata, end))
         book[client] = added(book[client], own) if client in book else own
     return book

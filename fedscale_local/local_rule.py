@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -121,17 +122,17 @@ class LocalRule:
     step: Callable[[State, Tensor, Tensor, Again], None] | None = None
     end: Callable[[State, Tensor, Tensor | float], None] = _nothing_left
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, Sized]:
         """Every vector that a client begins with, sent or kept."""
         return {name: shared.size for name, shared in self.shared.items()} | dict(self.keeps)
 
-    @property
+    @cached_property
     def counts(self) -> set[str]:
         """The vectors that are numbers of local steps."""
         return {name for name, shared in self.shared.items() if shared.counts_steps}
 
-    @property
+    @cached_property
     def leaves(self) -> set[str]:
         """Every vector that a client sends or keeps."""
         return {*self.sends, *self.keeps}

@@ -19,8 +19,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedscale_local import flower_adapter as adapter
-from fedscale_local import privacy
+from fedscale_local import privacy, wire
 from fedscale_local.experiment import Experiment
 
 MODELS_AT_MOST = 8
@@ -54,7 +53,7 @@ def usable(
 
     secure = getattr(strategy, "secure", None)
     asked = {m.metadata.message_id: client_of[m.metadata.dst_node_id] for m in sent}
-    weight = getattr(strategy, "weighted_by_key", adapter.NUM_EXAMPLES)
+    weight = getattr(strategy, "weighted_by_key", wire.NUM_EXAMPLES)
     waiting = set(asked.values())
     good: dict[int, Message] = {}
     failures: list[tuple[int | None, str]] = []
@@ -92,7 +91,8 @@ def _sender(
     """Whose reply it is, and what is wrong if nobody waits for it."""
     if not isinstance(reply, Message):
         return None, f"expected a Message as reply, found {type(reply).__name__}"
-    client, source = asked.get(reply.metadata.reply_to_message_id), client_of.get(reply.metadata.src_node_id)
+    said = reply.metadata
+    client, source = asked.get(said.reply_to_message_id), client_of.get(said.src_node_id)
     if client is None:
         return source, "a reply to no message of this round"
     if source != client:
@@ -114,17 +114,17 @@ def _fault(
     try:
         if (fault := _size_fault(experiment, reply.content)) is not None:
             return fault
-        records = decoded(client, adapter.of_kind(reply.content, ArrayRecord))
+        records = decoded(client, wire.of_kind(reply.content, ArrayRecord))
         for name, vector in _vectors(experiment, expected, records):
             if (fault := _numbers_fault(vector)) is not None:
                 return f"{name}: {fault}"
-            if name == adapter.PRECONDITIONER and not bool((vector > 0).all()):
+            if name == wire.PRECONDITIONER and not bool((vector > 0).all()):
                 return f"{name}: not all numbers are above 0"
             # Roots are taken of these, and steps counted: below zero they would end every client's next round.
             is_never_negative = name in privacy.NOT_NEGATIVE or name in experiment.local_rule.counts
             if expected is not None and is_never_negative and bool((vector < 0).any()):
                 return f"{name}: a number below 0"
-        has_stepped = expected is not None and adapter.ARRAYS in expected
+        has_stepped = expected is not None and wire.ARRAYS in expected
         if expected is None:
             return _foreign_metrics_fault(experiment, weight, reply.content)
         return _metrics_fault(experiment, client, has_stepped, reply.content)
@@ -147,7 +147,7 @@ def _size_fault(experiment: Experiment, content: RecordDict) -> str | None:
     """More than any client of this run needs to say?"""
     task = experiment.task
     model = (task.layout.size + task.buffer_layout.size) * task.dtype.itemsize
-    (arrays, rest), limit = adapter.num_bytes(content), MODELS_AT_MOST * model + BYTES_AT_MOST
+    (arrays, rest), limit = wire.num_bytes(content), MODELS_AT_MOST * model + BYTES_AT_MOST
     if arrays > limit:
         return f"its arrays hold {arrays} bytes, at most {limit} are taken (the model has {model})"
     return (
@@ -184,16 +184,16 @@ def _vectors(
     task = experiment.task
     if expected is None and not records:
         raise ValueError("the reply has no arrays")
-    model = adapter.ARRAYS if expected is not None or adapter.ARRAYS in records else next(iter(records))
+    model = wire.ARRAYS if expected is not None or wire.ARRAYS in records else next(iter(records))
     for name in (model,) if expected is None else expected:
         if name not in records:
             raise ValueError(f"the reply has no {name}")
         try:
             if name == model:
-                yield from ((name, vector) for vector in adapter.from_model_record(records[name], task))
+                yield from ((name, vector) for vector in wire.from_model_record(records[name], task))
             else:
                 assert expected is not None
-                yield name, adapter.from_vector_record(records[name], expected[name], task.dtype)
+                yield name, wire.from_vector_record(records[name], expected[name], task.dtype)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     for name in set(records) - {model} if expected is None else ():
@@ -202,8 +202,8 @@ def _vectors(
 
 def _foreign_metrics_fault(experiment: Experiment, weight: str, content: RecordDict) -> str | None:
     """A weight that is none, or more examples than there are in all; and numbers too large for means of them."""
-    bounds = {weight: (0, math.inf), adapter.NUM_EXAMPLES: (0, experiment.dataset.num_examples)}
-    for metrics in adapter.of_kind(content, MetricRecord).values():
+    bounds = {weight: (0, math.inf), wire.NUM_EXAMPLES: (0, experiment.dataset.num_examples)}
+    for metrics in wire.of_kind(content, MetricRecord).values():
         for name, value in metrics.items():
             fault = _misfit(name, value, *bounds[name]) if name in bounds else None
             if fault is None and any(abs(number) > LARGEST for number in _integers(value)):
@@ -219,14 +219,14 @@ def _integers(value: Any) -> list[int]:
 
 def _metrics_fault(experiment: Experiment, client: int, has_stepped: bool, content: RecordDict) -> str | None:
     """What no client may say about itself: more examples than the partition gives it, or more steps than asked."""
-    metrics = dict(adapter.of_kind(content, MetricRecord)[adapter.METRICS].items())
+    metrics = dict(wire.of_kind(content, MetricRecord)[wire.METRICS].items())
     if metrics["client"] != client:
         return f"client={metrics['client']}: the reply came from client {client}"
     config, held = experiment.config.client, int(experiment.partition.sizes[client])
     # An epoch has no more batches than examples.
     steps = config.local_steps or (config.local_epochs or 1) * held
     return (
-        _misfit(adapter.NUM_EXAMPLES, metrics[adapter.NUM_EXAMPLES], 0, held)
+        _misfit(wire.NUM_EXAMPLES, metrics[wire.NUM_EXAMPLES], 0, held)
         or _misfit("local-steps", metrics["local-steps"], 0 if has_stepped else -1, steps)
         or _misfit("train-loss", metrics["train-loss"], -math.inf, math.inf)
     )

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedscale_local import checkpoint, evaluation, ledger, records, sending
+from fedscale_local import checkpoint, evaluation, ledger, records, sending, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.checkpoint_writer import Writer
 from fedscale_local.client_grid import by_client, take_refusals
@@ -38,7 +38,7 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
     config, task = experiment.config, experiment.task
     grid = chunked(experiment, grid)
     grid = by_client(grid, len(experiment.partition), experiment.clients_keep_state, config.round_timeout)
-    arrays = adapter.model_record(task, task.initial_params, task.initial_buffers)
+    arrays = wire.model_record(task, task.initial_params, task.initial_buffers)
     first, probe = getattr(strategy, "first_round", 1), NO_PROBE
     clients: dict[int, Any] = {}
     kept, lines = checkpoint.newest(run_dir).checkpoint, run_dir / checkpoint.LINES
@@ -81,7 +81,7 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
             clock.lap("record_seconds")
             timing = {"round": round, "ended_at": time.time()} | clock.parts()
             records.append_line(run_dir / "timing.jsonl", timing)
-    params, buffers = adapter.from_model_record(arrays, experiment.task)
+    params, buffers = wire.from_model_record(arrays, experiment.task)
     if config.eval_clients:
         records.save_clients(run_dir, evaluation.of_clients(experiment, grid, params, buffers))
     records.save_model(run_dir, task.named(params, buffers))
@@ -129,7 +129,7 @@ def _round(
         if good or getattr(strategy, "mechanism", None) is not None:  # noise tells nothing of who was there
             aggregated, metrics = strategy.aggregate_train(round, good)
     if aggregated is not None:
-        arrays = adapter.in_dtype(aggregated, experiment.task.dtype)
+        arrays = wire.in_dtype(aggregated, experiment.task.dtype)
     clock.lap("aggregate_seconds")
     record: dict[str, Any] = {"round": round, "clients": asked}
     if experiment.hostile:
@@ -144,7 +144,7 @@ def _state(
     experiment: Experiment, strategy: Strategy, arrays: ArrayRecord, clients: dict[int, Any]
 ) -> dict[str, Any]:
     """Everything that the next round needs: model, strategy, and what the clients keep; it stays as it is."""
-    params, buffers = adapter.from_model_record(arrays, experiment.task)
+    params, buffers = wire.from_model_record(arrays, experiment.task)
     kept = checkpoint.snapshot(adapter.dump_strategy(strategy))
     return {"params": params, "buffers": buffers, "strategy": kept, "clients": clients}
 
@@ -162,9 +162,9 @@ def _kept_by(
         return {}
     states = grid.client_states()  # type: ignore[attr-defined]
     if _must_be_asked(experiment, grid):
-        return {node: adapter.dump_records(records) for node, records in states.items()}
+        return {node: wire.dump_records(records) for node, records in states.items()}
     nodes = [adapter.FIRST_NODE + client for client in asked]
-    return before | {node: adapter.dump_records(states.get(node, {})) for node in nodes}
+    return before | {node: wire.dump_records(states.get(node, {})) for node in nodes}
 
 
 def _restore(
@@ -173,9 +173,9 @@ def _restore(
     """Put strategy and clients back to where the checkpoint left them; its model."""
     task, state = experiment.task, kept.state
     adapter.load_strategy(strategy, state["strategy"])
-    clients = {node: adapter.load_records(records) for node, records in state["clients"].items()}
+    clients = {node: wire.load_records(records) for node, records in state["clients"].items()}
     grid.restore_clients(clients)  # type: ignore[attr-defined]
-    return adapter.model_record(task, state["params"], state["buffers"])
+    return wire.model_record(task, state["params"], state["buffers"])
 
 
 def _evaluation(experiment: Experiment, round: int, arrays: ArrayRecord) -> dict[str, float | None]:
@@ -192,7 +192,7 @@ def _evaluate(experiment: Experiment, arrays: ArrayRecord) -> tuple[float | None
     if len(data.test_y) == 0:
         return None, None
     return experiment.task.evaluate(
-        *adapter.from_model_record(arrays, experiment.task), data.test_x, data.test_y
+        *wire.from_model_record(arrays, experiment.task), data.test_x, data.test_y
     )
 
 

@@ -11,15 +11,13 @@ preconditioner), client.momentum_buffer (momentum), strategy.local.moments, firs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fedscale_local import codecs
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import codecs, wire
 from fedscale_local.experiment import Experiment
 from fedscale_local.randomness import generator
 from fedscale_local.vector import Layout
@@ -29,14 +27,14 @@ SERVER = -1
 FEWEST = 64
 """Shorter vectors, such as clocks, are never encoded."""
 GROUPS = {
-    adapter.ARRAYS: "parameters",
-    adapter.STATISTIC: "statistic",
-    adapter.PRECONDITIONER: "preconditioner",
-    adapter.MEMORY: "preconditioner",
-    adapter.MOMENTUM: "momentum",
+    wire.ARRAYS: "parameters",
+    wire.STATISTIC: "statistic",
+    wire.PRECONDITIONER: "preconditioner",
+    wire.MEMORY: "preconditioner",
+    wire.MOMENTUM: "momentum",
     "first": "moments",
     "second": "moments",
-    adapter.SECURE: "secure",
+    wire.SECURE: "secure",
 }
 
 Records = Mapping[str, ArrayRecord]
@@ -52,8 +50,7 @@ def bound_of(key: str) -> str:
     return key if group_of(key) == "moments" else group_of(key)
 
 
-@dataclass(frozen=True)
-class Leg:
+class Leg(NamedTuple):
     """One way, in one round, between the server and one client (down: SERVER, for all clients share the bytes)."""
 
     experiment: Experiment
@@ -64,7 +61,7 @@ class Leg:
     def codec(self, key: str) -> codecs.Codec | None:
         """The codec of the record of this key; None: it travels as it is."""
         config = self.experiment.config.sending
-        name = "none" if key == adapter.SECURE else getattr(getattr(config, group_of(key)), self.way)
+        name = "none" if key == wire.SECURE else getattr(getattr(config, group_of(key)), self.way)
         if name == "none" or self._size(key) < FEWEST:
             return None
         return codecs.make(name, block=config.block, share=config.share, levels=config.levels)
@@ -84,8 +81,8 @@ class Leg:
             codec = self.codec(key)
             if codec is None:
                 continue
-            vector = adapter.from_record(record, self._layout(key), self._dtype)
-            if key == adapter.ARRAYS and x is not None:
+            vector = wire.from_record(record, self._layout(key), self._dtype)
+            if key == wire.ARRAYS and x is not None:
                 vector = vector - x
             if codec.biased:
                 kept = (residuals or {}).get(residual_key(key))
@@ -93,13 +90,13 @@ class Leg:
                 residual = (
                     torch.zeros(size, dtype=self._dtype)
                     if kept is None
-                    else adapter.from_vector_record(kept, size, self._dtype)
+                    else wire.from_vector_record(kept, size, self._dtype)
                 )
                 data, left[key] = codecs.with_feedback(codec, vector, residual, self._stream(key))
             else:
                 data = codec.encode(vector, self._stream(key))
             beside = {name: array for name, array in record.items() if name not in self._layout(key).names}
-            packed[key] = adapter.encoded_record(data, beside)
+            packed[key] = wire.encoded_record(data, beside)
         return packed, left
 
     def unpack(
@@ -120,29 +117,29 @@ class Leg:
         for key, record in records.items():
             codec = self.codec(key)
             if codec is None:
-                if key == adapter.ARRAYS and x is not None and sent is not None and x is not sent:
+                if key == wire.ARRAYS and x is not None and sent is not None and x is not sent:
                     plain[key] = self._model(
-                        record, x + (adapter.from_record(record, self._layout(key), self._dtype) - sent)
+                        record, x + (wire.from_record(record, self._layout(key), self._dtype) - sent)
                     )
                 continue
-            if adapter.ENCODED not in record:
-                raise ValueError(f"{key}: no array {adapter.ENCODED!r}, though sending says {codec.name}")
-            data = adapter.from_encoded_record(record)
+            if wire.ENCODED not in record:
+                raise ValueError(f"{key}: no array {wire.ENCODED!r}, though sending says {codec.name}")
+            data = wire.from_encoded_record(record)
             try:
                 vector = codec.decode(data, self._size(key), self._dtype, self._stream(key))
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
-            if key == adapter.ARRAYS:
+            if key == wire.ARRAYS:
                 plain[key] = self._model(record, vector if x is None else x + vector)
             else:
-                plain[key] = adapter.vector_record(vector)
+                plain[key] = wire.vector_record(vector)
         return plain
 
     def _model(self, record: ArrayRecord, params: Tensor) -> ArrayRecord:
         """A model of these parameters and the record's buffers."""
         task = self.experiment.task
-        buffers = adapter.from_record(record, task.buffer_layout, task.dtype)
-        return adapter.model_record(task, params, buffers)
+        buffers = wire.from_record(record, task.buffer_layout, task.dtype)
+        return wire.model_record(task, params, buffers)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -150,7 +147,7 @@ class Leg:
 
     def _layout(self, key: str) -> Layout:
         layout = self.experiment.task.layout
-        return layout if key == adapter.ARRAYS else Layout(("flat",), ((self._size(key),),))
+        return layout if key == wire.ARRAYS else Layout(("flat",), ((self._size(key),),))
 
     def _size(self, key: str) -> int:
         """How many numbers the record's vector has; the model's buffers are not counted."""

@@ -8,7 +8,7 @@ FedAvg, which with local steps is Local SGD (McMahan et al. 2017, Algorithm 1): 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedscale_local import diagnostics, privacy, robust, sampling, sending, server_rules
+from fedscale_local import diagnostics, privacy, robust, sampling, sending, server_rules, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config_strategies import Strategy as Method
 from fedscale_local.experiment import Experiment
@@ -26,8 +26,7 @@ from fedscale_local.server_step import client_weights, mix, weighted_sum
 from strategies.secure import SecureSum
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """One client's reply, unpacked."""
 
     client: int
@@ -85,12 +84,12 @@ class FederatedStrategy(Strategy):
         """The vectors that each reply holds, by record key, and their sizes (0: the model, by its tensors' names);
         replies that do not hold them are dropped before `update`."""
         if self.preparing:
-            return {adapter.GRADIENT: self.task.layout.size}
+            return {wire.GRADIENT: self.task.layout.size}
         if round == 0:
             return {name: self._size(name) for name in self.rule.sends if self.rule.probe is not None}
         client = self.experiment.config.client
         averages = client.momentum > 0 and client.momentum_buffer == "averaged"
-        vectors = {adapter.ARRAYS: 0} | ({adapter.MOMENTUM: self.task.layout.size} if averages else {})
+        vectors = {wire.ARRAYS: 0} | ({wire.MOMENTUM: self.task.layout.size} if averages else {})
         return vectors | {name: self._size(name) for name in self._due(round)}
 
     def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
@@ -118,7 +117,7 @@ class FederatedStrategy(Strategy):
             self.has[name] |= dict.fromkeys(self.answered, self.versions[name])
             if (round - 1) % shared.every == 0:
                 sent = [reply.extra[name] for reply in replies if name in reply.extra]
-                gradient = self.shared.get(adapter.GRADIENT)
+                gradient = self.shared.get(wire.GRADIENT)
                 known = Upkeep(
                     self.shared[name], sent, weights, self.params, after, num_steps, share, gradient
                 )
@@ -169,16 +168,16 @@ class FederatedStrategy(Strategy):
     def _begin(self, round: int, arrays: ArrayRecord, grid: Grid) -> None:
         """The round's model, as it is and as it travels, and which node serves which client."""
         self.nodes = self.nodes or adapter.roster(grid, len(self.experiment.partition))
-        self.params, self.buffers = adapter.from_model_record(arrays, self.task)
+        self.params, self.buffers = wire.from_model_record(arrays, self.task)
         # A round that begins with an exchange of gradients is one release of the vectors of both.
         self.num_vectors = len(self.expects(round).keys() - self.rule.counts)
         self.num_vectors += self.prepares if round > 0 else 0
-        leg, model = sending.Leg(self.experiment, "down", round), {adapter.ARRAYS: arrays}
+        leg, model = sending.Leg(self.experiment, "down", round), {wire.ARRAYS: arrays}
         packed = leg.pack(model)[0]
-        self.model, self.sent = packed[adapter.ARRAYS], self.params
-        if leg.codec(adapter.ARRAYS) is not None:
-            read = leg.unpack(packed)[adapter.ARRAYS]
-            self.sent = adapter.from_record(read, self.task.layout, self.task.dtype)
+        self.model, self.sent = packed[wire.ARRAYS], self.params
+        if leg.codec(wire.ARRAYS) is not None:
+            read = leg.unpack(packed)[wire.ARRAYS]
+            self.sent = wire.from_record(read, self.task.layout, self.task.dtype)
 
     def configure_prepare(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -186,8 +185,8 @@ class FederatedStrategy(Strategy):
         """Send x and ask for full-batch gradients at it; those who answer keep x for the round's other exchange."""
         self._begin(server_round, arrays, grid)
         self.preparing = True
-        instructions = ConfigRecord({adapter.ROUND: server_round, "prepare": True})
-        asked = adapter.content({adapter.ARRAYS: self.model}, instructions)
+        instructions = ConfigRecord({wire.ROUND: server_round, "prepare": True})
+        asked = wire.content({wire.ARRAYS: self.model}, instructions)
         clients = self.asked(server_round)
         self._charge_local(clients)
         return [adapter.message_to(self.nodes[client], asked) for client in clients]
@@ -197,8 +196,8 @@ class FederatedStrategy(Strategy):
         unpacked, weights = self._taken(server_round, replies)
         self.prepared, self.preparing = {server_round: self.answered}, False
         if unpacked:
-            gradients = (reply.extra[adapter.GRADIENT] for reply in unpacked)
-            self.shared[adapter.GRADIENT] = weighted_sum(gradients, weights)
+            gradients = (reply.extra[wire.GRADIENT] for reply in unpacked)
+            self.shared[wire.GRADIENT] = weighted_sum(gradients, weights)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -211,16 +210,14 @@ class FederatedStrategy(Strategy):
         for client in clients:
             vectors, instructions = self.downlink(server_round, client)
             if self.momentum is not None:
-                vectors[adapter.MOMENTUM] = self.momentum
+                vectors[wire.MOMENTUM] = self.momentum
             key = (*vectors, *instructions.items())
             if key not in contents:  # clients that are told the same share one content
-                instructions[adapter.ROUND] = server_round
-                new = {name: adapter.vector_record(v) for name, v in vectors.items() if name not in packed}
+                instructions[wire.ROUND] = server_round
+                new = {name: wire.vector_record(v) for name, v in vectors.items() if name not in packed}
                 packed |= leg.pack(new)[0]  # a vector is the same for all who are sent it
-                model = {} if server_round in self.prepared else {adapter.ARRAYS: self.model}
-                contents[key] = adapter.content(
-                    model | {name: packed[name] for name in vectors}, instructions
-                )
+                model = {} if server_round in self.prepared else {wire.ARRAYS: self.model}
+                contents[key] = wire.content(model | {name: packed[name] for name in vectors}, instructions)
             messages.append(adapter.message_to(self.nodes[client], contents[key]))
         return messages
 
@@ -236,10 +233,10 @@ class FederatedStrategy(Strategy):
         params, reported = self.update(server_round, unpacked, weights)
         if is_asked:
             reported |= self._drift(unpacked, weights, params, d_hat)
-        if adapter.MOMENTUM in self.expects(server_round):
-            self.momentum = weighted_sum((reply.extra[adapter.MOMENTUM] for reply in unpacked), weights)
+        if wire.MOMENTUM in self.expects(server_round):
+            self.momentum = weighted_sum((reply.extra[wire.MOMENTUM] for reply in unpacked), weights)
         buffers = weighted_sum((reply.buffers for reply in unpacked), weights)
-        record = adapter.model_record(self.task, params, buffers)
+        record = wire.model_record(self.task, params, buffers)
         if self.mechanism is not None:
             return record, MetricRecord(reported | spent)  # type: ignore[arg-type]
         if self.secure is not None:
@@ -278,9 +275,9 @@ class FederatedStrategy(Strategy):
             means[key] = self._mean(round, key, size, [self._sent(reply, key, mixes) for reply in replies])
             if key in privacy.NOT_NEGATIVE:
                 means[key].clamp_(min=0.0)
-        moved = means.pop(adapter.ARRAYS, torch.zeros_like(self.params))
-        if mixes and adapter.PRECONDITIONER in means:
-            moved = moved / means[adapter.PRECONDITIONER].clamp_(min=config.scaling.alpha)
+        moved = means.pop(wire.ARRAYS, torch.zeros_like(self.params))
+        if mixes and wire.PRECONDITIONER in means:
+            moved = moved / means[wire.PRECONDITIONER].clamp_(min=config.scaling.alpha)
         if self.mechanism is not None and self.is_central and not self.preparing:
             privacy.charge(self.charged, [privacy.EVERYBODY], self.mechanism.release)
         told = {"local-steps": steps} if self.secure is None or self.is_central else self.secure.metrics
@@ -308,10 +305,10 @@ class FederatedStrategy(Strategy):
 
     def _sent(self, reply: Reply, key: str, mixes: bool) -> Tensor:
         """What is clipped of a reply: of its model the displacement, for preconditioned mixing times D-hat."""
-        if key != adapter.ARRAYS:
+        if key != wire.ARRAYS:
             return reply.extra[key]
         moved = reply.params - self.params
-        return moved * reply.extra[adapter.PRECONDITIONER] if mixes else moved
+        return moved * reply.extra[wire.PRECONDITIONER] if mixes else moved
 
     def _charge_local(self, clients: Sequence[int]) -> None:
         """Each of these is about to send a message of its own."""
@@ -336,9 +333,7 @@ class FederatedStrategy(Strategy):
         found |= diagnostics.update_norms(self.params, params, self.task.layout)
         if d_hat is not None:
             found |= diagnostics.steps(d_hat, self.experiment.config.client.step_size)
-        own = [
-            reply.extra[adapter.PRECONDITIONER] for reply in replies if adapter.PRECONDITIONER in reply.extra
-        ]
+        own = [reply.extra[wire.PRECONDITIONER] for reply in replies if wire.PRECONDITIONER in reply.extra]
         if own:
             found |= diagnostics.spread(own, weights)
         if (quadratic := self.experiment.quadratic) is not None:
@@ -347,7 +342,7 @@ class FederatedStrategy(Strategy):
         return found
 
     def _weights(self, replies: Sequence[Reply]) -> list[float]:
-        counts = [int(reply.metrics[adapter.NUM_EXAMPLES]) for reply in replies]  # type: ignore[arg-type]
+        counts = [int(reply.metrics[wire.NUM_EXAMPLES]) for reply in replies]  # type: ignore[arg-type]
         return client_weights(counts, self.method.weighting)
 
     def decoded(self, round: int, client: int, records: sending.Records) -> sending.Records:
@@ -355,18 +350,18 @@ class FederatedStrategy(Strategy):
         return sending.Leg(self.experiment, "up", round, client).unpack(records, self.params, self.sent)
 
     def _unpack(self, round: int, message: Message, expected: Mapping[str, int]) -> Reply:
-        metrics: MetricRecord = message.content[adapter.METRICS]  # type: ignore[assignment]
+        metrics: MetricRecord = message.content[wire.METRICS]  # type: ignore[assignment]
         client = int(metrics["client"])  # type: ignore[arg-type]
-        records = self.decoded(round, client, adapter.of_kind(message.content, ArrayRecord))
+        records = self.decoded(round, client, wire.of_kind(message.content, ArrayRecord))
         params, buffers = (
-            adapter.from_model_record(records[adapter.ARRAYS], self.task)
-            if adapter.ARRAYS in expected
+            wire.from_model_record(records[wire.ARRAYS], self.task)
+            if wire.ARRAYS in expected
             else (self.params, self.buffers)
         )
         extra = {
-            key: adapter.from_vector_record(records[key], size, self.task.dtype)
+            key: wire.from_vector_record(records[key], size, self.task.dtype)
             for key, size in expected.items()
-            if key != adapter.ARRAYS
+            if key != wire.ARRAYS
         }
         return Reply(client, params, buffers, extra, metrics)
 
@@ -393,7 +388,7 @@ def make_combine(experiment: Experiment, method: Method) -> Combine:
     if method.mixing == "preconditioned" and not experiment.scaling.is_identity:
         return lambda x, replies, weights: mix(
             [reply.params for reply in replies],
-            [reply.extra[adapter.PRECONDITIONER] for reply in replies],
+            [reply.extra[wire.PRECONDITIONER] for reply in replies],
             weights,
         )
     if rule == "mean":

@@ -18,8 +18,7 @@ import torch
 from flwr.app import ConfigRecord
 from torch import Tensor
 
-from fedscale_local import flower_adapter as adapter
-from fedscale_local import server_step
+from fedscale_local import server_step, wire
 from fedscale_local.config_strategies import Strategy as Method
 from fedscale_local.curvature import SIGNED
 from fedscale_local.experiment import Experiment
@@ -48,8 +47,8 @@ class Savic(FederatedStrategy):
     def expects(self, round: int) -> dict[str, int]:
         vectors, size = super().expects(round), self.task.layout.size
         if self._is_measured(round):
-            vectors |= {adapter.STATISTIC: size}
-        return vectors | ({adapter.PRECONDITIONER: size} if self.method.mixing == "preconditioned" else {})
+            vectors |= {wire.STATISTIC: size}
+        return vectors | ({wire.PRECONDITIONER: size} if self.method.mixing == "preconditioned" else {})
 
     def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
         vectors, instructions = super().downlink(round, client)
@@ -74,8 +73,8 @@ class Savic(FederatedStrategy):
             instructions["mean-steps"] = self.mean_steps
             return {}
         if self.config.statistic == "displacement":
-            return {adapter.MEMORY: self.memory.value}
-        return {adapter.PRECONDITIONER: self.d_hat}
+            return {wire.MEMORY: self.memory.value}
+        return {wire.PRECONDITIONER: self.d_hat}
 
     def update(
         self, round: int, replies: list[Reply], weights: list[float]
@@ -97,7 +96,7 @@ class Savic(FederatedStrategy):
             h = server_step.displacement(before, params, self.d_hat, self.mean_steps, step_size)
             self.derivable = set(self.answered)
         else:
-            statistics = (reply.extra[adapter.STATISTIC] for reply in replies)
+            statistics = (reply.extra[wire.STATISTIC] for reply in replies)
             signed = self.config.statistic in SIGNED
             h = server_step.combine(statistics, weights, self.config.combine, signed)
         self.memory = self.scaling.refresh(self.memory, h)
@@ -106,7 +105,7 @@ class Savic(FederatedStrategy):
 
     def divisor(self, replies: list[Reply], weights: list[float]) -> Tensor | None:
         if self.method.mixing == "preconditioned":
-            return server_step.weighted_sum((r.extra[adapter.PRECONDITIONER] for r in replies), weights)
+            return server_step.weighted_sum((r.extra[wire.PRECONDITIONER] for r in replies), weights)
         if not self.is_global:
             return None
         return torch.ones_like(self.params) if self.d_hat is None else self.d_hat

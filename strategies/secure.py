@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedscale_local import flower_adapter as adapter
-from fedscale_local import sending
+from fedscale_local import sending, wire
 from fedscale_local.config_secure import SecureAggregation
 from fedscale_local.experiment import Experiment
 from fedscale_local.randomness import derive
@@ -113,11 +113,11 @@ class SecureSum:
 
     def _message(self, client: int, data: bytes | None = None, **told: list[int]) -> Message:
         records: dict[str, ArrayRecord | ConfigRecord] = {
-            adapter.SECURE_STAGE: ConfigRecord({adapter.ROUND: self.round, "stage": self.stage, **told})
+            wire.SECURE_STAGE: ConfigRecord({wire.ROUND: self.round, "stage": self.stage, **told})
         }
         if data is not None:
             tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            records[adapter.SECURE] = adapter.vector_record(tensor)
+            records[wire.SECURE] = wire.vector_record(tensor)
         return adapter.message_to(self.nodes[client], RecordDict(records))  # type: ignore[arg-type]
 
     def _senders(self, client: int) -> list[int]:
@@ -138,7 +138,7 @@ class SecureSum:
         for key, size in self._sizes(client).items():
             kind = torch.uint8 if self.stage != "masked" else rounding.signed(self.section.modulus_bits)
             try:
-                adapter.from_vector_record(content.array_records[key], size, kind)
+                wire.from_vector_record(content.array_records[key], size, kind)
             except KeyError:
                 return f"the reply has no {key}"
         return None
@@ -146,12 +146,12 @@ class SecureSum:
     def _sizes(self, client: int) -> dict[str, int]:
         """How many numbers the records of this stage's replies have, by key."""
         if self.stage == "keys":
-            return {adapter.SECURE: protocol.PUBLIC}
+            return {wire.SECURE: protocol.PUBLIC}
         if self.stage == "shares":
-            return {adapter.SECURE: p.KEY + protocol.SEALED * (len(self.holders[client]) - 1)}
+            return {wire.SECURE: p.KEY + protocol.SEALED * (len(self.holders[client]) - 1)}
         if self.stage == "masked":
-            return self._vectors() | {adapter.SECURE: len(BESIDE)}
-        return {adapter.SECURE: p.SEED * (len(self._senders(client)) + 1)}
+            return self._vectors() | {wire.SECURE: len(BESIDE)}
+        return {wire.SECURE: p.SEED * (len(self._senders(client)) + 1)}
 
     def _vectors(self) -> dict[str, int]:
         """The vectors that are summed up, in the order in which they are masked, and their sizes."""
@@ -204,11 +204,9 @@ class SecureSum:
 
     def _take_masked(self, found: Mapping[int, RecordDict]) -> None:
         kind = rounding.signed(self.section.modulus_bits)
-        sizes = self._vectors() | {adapter.SECURE: len(BESIDE)}
+        sizes = self._vectors() | {wire.SECURE: len(BESIDE)}
         for client, content in found.items():
-            parts = [
-                adapter.from_vector_record(content.array_records[key], n, kind) for key, n in sizes.items()
-            ]
+            parts = [wire.from_vector_record(content.array_records[key], n, kind) for key, n in sizes.items()]
             self.masked[client] = rounding.to_residues(torch.cat(parts), self.section.modulus_bits)
 
     def _take_unmask(self, found: Mapping[int, RecordDict]) -> str | None:
@@ -254,5 +252,5 @@ class SecureSum:
 
 
 def _bytes(content: RecordDict) -> bytes:
-    record = content.array_records[adapter.SECURE]
-    return adapter.from_vector_record(record, record["flat"].shape[0], torch.uint8).numpy().tobytes()
+    record = content.array_records[wire.SECURE]
+    return wire.from_vector_record(record, record["flat"].shape[0], torch.uint8).numpy().tobytes()

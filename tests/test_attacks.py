@@ -23,7 +23,7 @@ from whole_runs import NATURAL, Run, configured, run, save_arrays
 
 import clients.client_app
 from clients.client_app import answer
-from fedscale_local import attacks, cli, compose, experiment, run_dir
+from fedscale_local import attacks, cli, compose, experiment, run_dir, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import to_json
 from fedscale_local.config_attack import COLLUDING
@@ -159,16 +159,14 @@ def test_a_device_with_its_shard_alone_does_the_same(
     shard.write(tmp_path / "shard", whole.dataset, whole.partition, client, shard.origin(config))
     adapter.become_server()
     told = []
-    for data_path in ({}, {adapter.DATA_PATH: str(tmp_path / "shard")}):
-        model = adapter.to_record([(whole.task.layout, torch.ones(D, dtype=torch.float64) / 8)])
-        content = adapter.content({adapter.ARRAYS: model}, ConfigRecord({adapter.ROUND: 1}))
+    for data_path in ({}, {wire.DATA_PATH: str(tmp_path / "shard")}):
+        model = wire.to_record([(whole.task.layout, torch.ones(D, dtype=torch.float64) / 8)])
+        content = wire.content({wire.ARRAYS: model}, ConfigRecord({wire.ROUND: 1}))
         message = adapter.stamp(adapter.message_to(2 + client, content), "1")
-        node = {adapter.PARTITION: client, **data_path}
+        node = {wire.PARTITION: client, **data_path}
         context = adapter.new_context(2 + client, node, {"config": to_json(config)})  # type: ignore[arg-type]
         reply: Message = answer(message, context)
-        told.append(
-            adapter.from_record(reply.content.array_records["arrays"], whole.task.layout, torch.float64)
-        )
+        told.append(wire.from_record(reply.content.array_records["arrays"], whole.task.layout, torch.float64))
     assert torch.equal(told[0], told[1])
 
 

@@ -22,7 +22,7 @@ from touchy_model import RAISE, SLEEP, SPOIL
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
 from clients.client_app import app
-from fedscale_local import checkpoint, chunk, experiment
+from fedscale_local import checkpoint, chunk, experiment, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import to_json
 from fedscale_local.engines import ray
@@ -226,12 +226,12 @@ def test_what_clients_share_crosses_once(tmp_path: Path, arrays: Path) -> None:
     up = []
 
     def noted(round: int, number: int, reply: Message) -> Message:
-        up.append(adapter.num_bytes(reply.content)[0])
+        up.append(wire.num_bytes(reply.content)[0])
         return reply
 
     more = {"dtype": "float64", "scaling.refresh_every": 2, "clients_per_round": None, "num_rounds": 4}
     _, nodes = in_chunks(tmp_path / "run", arrays, 1, "scaling=oasis", spoil=noted, **more)
-    down = [adapter.num_bytes(message.content)[0] for (message,) in nodes.sent]
+    down = [wire.num_bytes(message.content)[0] for (message,) in nodes.sent]
     model = 8 * (4 * 3 + 3)
     # The probe; the first D is sent; it is there; the second D is sent, and the first comes along; it is there.
     assert [found / model for found in down] == [1, 2, 2, 3, 2]
@@ -243,7 +243,7 @@ def test_parts_come_back_as_they_were() -> None:
     layout = Layout(("weight", "bias", "scale", "empty"), ((3, 4), (3,), (), (0, 2)))
     flat, d = torch.randn(layout.size), torch.randn(layout.size)
     model, settings = (
-        adapter.to_record([(layout, flat)]),
+        wire.to_record([(layout, flat)]),
         ConfigRecord({"clock": 3, "raw": b"\0\1", "on": True}),
     )
     metrics = MetricRecord({"loss": 0.1, "count": 2, "many": [1.5, float("inf")]})
@@ -251,13 +251,13 @@ def test_parts_come_back_as_they_were() -> None:
         chunk.Part(
             client,
             RecordDict({"arrays": model, "config": settings, "metrics": metrics}),
-            RecordDict({"own": adapter.vector_record(d), "more": adapter.vector_record(d[:2] + client)}),
+            RecordDict({"own": wire.vector_record(d), "more": wire.vector_record(d[:2] + client)}),
         )
         for client in (4, 0, 9)
     ]
     parts.append(chunk.Part(7, "it failed", RecordDict()))
     content = pickle.loads(pickle.dumps(chunk.pack(parts)))
-    assert adapter.num_bytes(content)[0] == 4 * (2 * layout.size + 3 * 2)
+    assert wire.num_bytes(content)[0] == 4 * (2 * layout.size + 3 * 2)
     back = chunk.unpack(content)
     assert [part.client for part in back] == [4, 0, 9, 7]
     assert (back[3].said, dict(back[3].state)) == ("it failed", {})
@@ -267,23 +267,23 @@ def test_parts_come_back_as_they_were() -> None:
         assert {k: r.object_id for k, r in part.state.items()} == {
             k: r.object_id for k, r in before.state.items()
         }
-        got = adapter.from_record(part.said["arrays"], layout, torch.float32)  # type: ignore[index,arg-type]
+        got = wire.from_record(part.said["arrays"], layout, torch.float32)  # type: ignore[index,arg-type]
         assert torch.equal(got, flat)
-        assert got is adapter.from_record(back[0].said["arrays"], layout, torch.float32)  # type: ignore[index,arg-type]
+        assert got is wire.from_record(back[0].said["arrays"], layout, torch.float32)  # type: ignore[index,arg-type]
 
 
 def test_sections_are_those_of_the_record_and_no_others() -> None:
     """A record whose arrays lie in another order than in memory, or are not all of it, is taken array by array."""
     layout = Layout(("a", "b"), ((2,), (2,)))
     flat = torch.arange(4.0)
-    (found,) = adapter.sections(adapter.to_record([(layout, flat)]))
+    (found,) = wire.sections(wire.to_record([(layout, flat)]))
     assert found[0] == layout and found[1].data_ptr() == flat.data_ptr()
-    whole = adapter.to_record([(layout, flat)])
+    whole = wire.to_record([(layout, flat)])
     for names in (["b", "a"], ["b"]):
         record = ArrayRecord()
         for name in names:
             record[name] = whole[name]
-        back = adapter.to_record(adapter.sections(record))
+        back = wire.to_record(wire.sections(record))
         assert [(name, array.numpy().tolist()) for name, array in back.items()] == [
             (name, whole[name].numpy().tolist()) for name in names
         ]
@@ -291,7 +291,7 @@ def test_sections_are_those_of_the_record_and_no_others() -> None:
 
 def test_a_vector_that_many_keep_is_in_a_checkpoint_once() -> None:
     d = torch.randn(50)
-    kept = {client: adapter.dump_records(RecordDict({"d": adapter.vector_record(d)})) for client in range(3)}
+    kept = {client: wire.dump_records(RecordDict({"d": wire.vector_record(d)})) for client in range(3)}
     _, leaves = checkpoint.encode([kept, d[:25], d.reshape(5, 10)])
     assert [tuple(leaf.shape) for leaf in leaves.values()] == [(50,), (25,), (5, 10)]
 

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedscale_local import client_grid
+from fedscale_local import client_grid, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_grid import ClientGrid, take_refusals
 from fedscale_local.keys import name_of_client
@@ -44,8 +44,8 @@ class Nodes(Grid):
             if message.metadata.message_type == "query":
                 self.asked.append(node)
             if node not in self.silent:
-                said = {adapter.PARTITION: self.nodes[node][1], "node": node}
-                reply = Message(RecordDict({adapter.METRICS: MetricRecord(said)}), reply_to=message)
+                said = {wire.PARTITION: self.nodes[node][1], "node": node}
+                reply = Message(RecordDict({wire.METRICS: MetricRecord(said)}), reply_to=message)
                 reply.metadata.__dict__["_src_node_id"] = node
                 replies.append(reply)
         return replies

@@ -12,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from whole_runs import NATURAL, Run, run, save_arrays
 
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import wire
 from fedscale_local.client_store import OnDisk
 from fedscale_local.engines.in_process import InProcessGrid
 
@@ -59,10 +59,10 @@ def test_the_same_bytes_and_no_file_left(method: str, arrays: Path, tmp_path: Pa
 def test_a_state_comes_back_as_it_was_and_files_of_a_killed_run_do_not(tmp_path: Path) -> None:
     states = OnDisk(tmp_path / "kept")
     vector = torch.tensor([1.5, -2.0])
-    states[7] = RecordDict({"own": adapter.vector_record(vector), "config": ConfigRecord({"clock": 3})})
+    states[7] = RecordDict({"own": wire.vector_record(vector), "config": ConfigRecord({"clock": 3})})
     assert list(states) == [7]
     back = states[7]
-    assert torch.equal(adapter.from_vector_record(back.array_records["own"], 2, torch.float32), vector)
+    assert torch.equal(wire.from_vector_record(back.array_records["own"], 2, torch.float32), vector)
     assert back.config_records["config"]["clock"] == 3
     states[7] = RecordDict()
     assert len(states) == 0

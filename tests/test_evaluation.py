@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from whole_runs import Run, configured, run, save_arrays
 
-from fedscale_local import compose, evaluation, experiment
+from fedscale_local import compose, evaluation, experiment, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import ConfigError
 from fedscale_local.data import held_out
@@ -163,7 +163,7 @@ class Grid:
             if isinstance(said, str):
                 found.append(adapter.error_reply(said, message))
             elif said is not None:
-                content = RecordDict({adapter.METRICS: MetricRecord(said)}) if said else RecordDict()
+                content = RecordDict({wire.METRICS: MetricRecord(said)}) if said else RecordDict()
                 found.append(Message(content, reply_to=message))
         return found
 
@@ -174,9 +174,9 @@ class Grid:
         ("no memory", "no memory"),
         (None, "no reply in time"),
         ({}, "KeyError"),
-        ({adapter.TEST_LOSS: float("nan"), adapter.TEST_ACCURACY: 0.5}, "expected finite numbers"),
-        ({adapter.TEST_LOSS: 1.0, adapter.TEST_ACCURACY: 1.5}, "an accuracy from 0 to 1"),
-        ({adapter.TEST_LOSS: [1.0], adapter.TEST_ACCURACY: 0.5}, "TypeError"),
+        ({wire.TEST_LOSS: float("nan"), wire.TEST_ACCURACY: 0.5}, "expected finite numbers"),
+        ({wire.TEST_LOSS: 1.0, wire.TEST_ACCURACY: 1.5}, "an accuracy from 0 to 1"),
+        ({wire.TEST_LOSS: [1.0], wire.TEST_ACCURACY: 0.5}, "TypeError"),
     ],
 )
 def test_a_client_that_does_not_answer_well_is_named_and_the_others_count(
@@ -184,7 +184,7 @@ def test_a_client_that_does_not_answer_well_is_named_and_the_others_count(
 ) -> None:
     adapter.become_server()
     built = asked(arrays)
-    good = {adapter.TEST_LOSS: 0.25, adapter.TEST_ACCURACY: 0.75}
+    good = {wire.TEST_LOSS: 0.25, wire.TEST_ACCURACY: 0.75}
     task = built.task
     found = evaluation.of_clients(
         built, Grid({0: good, 1: said, 2: good}), task.initial_params, task.initial_buffers
@@ -210,9 +210,9 @@ def test_the_messages_are_flowers_and_hold_the_model_alone(arrays: Path) -> None
     evaluation.of_clients(built, Listening({}), task.initial_params, task.initial_buffers)  # type: ignore[arg-type]
     assert [m.metadata.dst_node_id - adapter.FIRST_NODE for m in seen] == [0, 1, 2]
     assert {m.metadata.message_type for m in seen} == {"evaluate"}
-    assert all(list(m.content.array_records) == [adapter.ARRAYS] for m in seen)
-    instructions = ConfigRecord({adapter.ROUND: built.config.num_rounds, adapter.PERSONAL: True})
-    assert all(m.content.config_records[adapter.CONFIG] == instructions for m in seen)
+    assert all(list(m.content.array_records) == [wire.ARRAYS] for m in seen)
+    instructions = ConfigRecord({wire.ROUND: built.config.num_rounds, wire.PERSONAL: True})
+    assert all(m.content.config_records[wire.CONFIG] == instructions for m in seen)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from twin import Draws, Settings, Softmax, scaled_local
 from whole_runs import NATURAL, Run, run, save_arrays
 
 from clients import training
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import wire
 from fedscale_local.engines.in_process import FIRST_NODE, InProcessGrid
 from fedscale_local.replies import REASON_AT_MOST
 
@@ -95,7 +95,7 @@ def tamper(
 
     def tampered(self: InProcessGrid, messages: Iterable[Message], **options: Any) -> list[Any]:
         sent = list(messages)
-        round = sent[0].content[adapter.CONFIG][adapter.ROUND]  # type: ignore[index]
+        round = sent[0].content[wire.CONFIG][wire.ROUND]  # type: ignore[index]
         replies: list[Any] = []
         for reply in send(self, sent, **options):
             if reply.metadata.src_node_id == FIRST_NODE + BAD:
@@ -108,7 +108,7 @@ def tamper(
     monkeypatch.setattr(InProcessGrid, "send_and_receive", tampered)
 
 
-def with_array(reply: Message, array: np.ndarray, record: str = adapter.ARRAYS) -> Message:
+def with_array(reply: Message, array: np.ndarray, record: str = wire.ARRAYS) -> Message:
     """The reply with its first array of a record replaced."""
     records = {key: value.copy() for key, value in reply.content.items()}
     first = next(iter(records[record]))
@@ -118,8 +118,8 @@ def with_array(reply: Message, array: np.ndarray, record: str = adapter.ARRAYS) 
 
 def with_metrics(reply: Message, **metrics: Any) -> Message:
     records = dict(reply.content)
-    changed = dict(records[adapter.METRICS]) | {k.replace("_", "-"): v for k, v in metrics.items()}  # type: ignore[call-overload]
-    records[adapter.METRICS] = MetricRecord({k: v for k, v in changed.items() if v is not None})
+    changed = dict(records[wire.METRICS]) | {k.replace("_", "-"): v for k, v in metrics.items()}  # type: ignore[call-overload]
+    records[wire.METRICS] = MetricRecord({k: v for k, v in changed.items() if v is not None})
     return like(reply, RecordDict(records))
 
 
@@ -132,7 +132,7 @@ def beside(reply: Message, record: ArrayRecord | ConfigRecord) -> Message:
 
 
 def nan(reply: Message) -> np.ndarray:
-    array = next(iter(reply.content.array_records[adapter.ARRAYS].values())).numpy()
+    array = next(iter(reply.content.array_records[wire.ARRAYS].values())).numpy()
     array.flat[0] = math.nan
     return array
 
@@ -172,12 +172,12 @@ FAULTS: dict[str, tuple[Callable[[Message, list[Message]], Iterable[Any]], str]]
         lambda r, _: [lying(r, Array("float64", (CLASSES, FEATURES), "numpy.ndarray", pickled()))],
         "",
     ),
-    "no arrays": (lambda r, _: [only(r, adapter.METRICS)], "the reply has no arrays"),
+    "no arrays": (lambda r, _: [only(r, wire.METRICS)], "the reply has no arrays"),
     "an empty record": (
-        lambda r, _: [like(r, RecordDict(dict(r.content) | {adapter.ARRAYS: ArrayRecord()}))],
+        lambda r, _: [like(r, RecordDict(dict(r.content) | {wire.ARRAYS: ArrayRecord()}))],
         "arrays: array 'weight' is missing",
     ),
-    "no metrics": (lambda r, _: [only(r, *(k for k in r.content if k != adapter.METRICS))], "metrics"),
+    "no metrics": (lambda r, _: [only(r, *(k for k in r.content if k != wire.METRICS))], "metrics"),
     "no weight": (lambda r, _: [with_metrics(r, num_examples=None)], "num-examples"),
     "negative weight": (
         lambda r, _: [with_metrics(r, num_examples=-3)],
@@ -233,27 +233,27 @@ FAULTS: dict[str, tuple[Callable[[Message, list[Message]], Iterable[Any]], str]]
 OF_OTHER_RECORDS: dict[str, tuple[str, Callable[[Message, list[Message]], Iterable[Any]], str]] = {
     "statistic is nan": (
         "savic",
-        lambda r, _: [with_array(r, np.full(D, np.nan), adapter.STATISTIC)],
+        lambda r, _: [with_array(r, np.full(D, np.nan), wire.STATISTIC)],
         "statistic: not all numbers are finite",
     ),
     "statistic has another size": (
         "savic",
-        lambda r, _: [with_array(r, np.ones(D - 1), adapter.STATISTIC)],
+        lambda r, _: [with_array(r, np.ones(D - 1), wire.STATISTIC)],
         "statistic: array 'flat' is float64 (15,), expected float64 (16,)",
     ),
     "no statistic": (
         "savic",
-        lambda r, _: [only(r, adapter.ARRAYS, adapter.METRICS)],
+        lambda r, _: [only(r, wire.ARRAYS, wire.METRICS)],
         "the reply has no statistic",
     ),
     "no momentum": (
         "momentum",
-        lambda r, _: [only(r, adapter.ARRAYS, adapter.STATISTIC, adapter.METRICS)],
+        lambda r, _: [only(r, wire.ARRAYS, wire.STATISTIC, wire.METRICS)],
         "the reply has no momentum",
     ),
     "preconditioner below zero": (
         "local",
-        lambda r, _: [with_array(r, np.full(D, -1.0), adapter.PRECONDITIONER)],
+        lambda r, _: [with_array(r, np.full(D, -1.0), wire.PRECONDITIONER)],
         "preconditioner: not all numbers are above 0",
     ),
 }
@@ -261,7 +261,7 @@ OF_OTHER_RECORDS: dict[str, tuple[str, Callable[[Message, list[Message]], Iterab
 
 def lying(reply: Message, array: Array) -> Message:
     changed = with_array(reply, np.zeros(1))
-    record = changed.content.array_records[adapter.ARRAYS]
+    record = changed.content.array_records[wire.ARRAYS]
     record[next(iter(record))] = array
     return changed
 
@@ -395,7 +395,7 @@ def test_all_replies_are_lost_when_the_clients_have_already_refreshed_their_d(
     def lost(self: InProcessGrid, messages: Iterable[Message], **options: Any) -> list[Message]:
         sent = list(messages)
         replies = list(send(self, sent, **options))
-        return [] if sent[0].content[adapter.CONFIG][adapter.ROUND] == 2 else replies  # type: ignore[index]
+        return [] if sent[0].content[wire.CONFIG][wire.ROUND] == 2 else replies  # type: ignore[index]
 
     monkeypatch.setattr(InProcessGrid, "send_and_receive", lost)
     finished = small(tmp_path / "run", arrays, *METHODS["displacement"][0])

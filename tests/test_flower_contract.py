@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedMedian, Krum
 
 from fedscale_local import flower_adapter as adapter
+from fedscale_local import wire
 from fedscale_local.vector import Layout
 
 LAYOUT = Layout(("weight", "bias", "scale", "empty"), ((3, 4), (3,), (), (0, 2)))
@@ -89,7 +90,7 @@ def test_messages_are_what_flowers_constructor_makes(kind: str) -> None:
 
 def test_a_message_on_its_way_keeps_the_servers_records_apart_from_the_clients() -> None:
     sent = adapter.stamp(
-        adapter.message_to(7, adapter.content({"arrays": adapter.to_record([(LAYOUT, values())])})), "1"
+        adapter.message_to(7, wire.content({"arrays": wire.to_record([(LAYOUT, values())])})), "1"
     )
     received = adapter.private_copy(sent)
     assert received.metadata.message_id == "1"
@@ -138,7 +139,7 @@ def test_a_client_app_takes_attributes_and_is_called_with_message_and_context() 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_lazy_array_is_bit_for_bit_flowers_own(dtype: torch.dtype) -> None:
     flat = values(dtype)
-    ours, theirs = adapter.to_record([(LAYOUT, flat)]), stock(flat)
+    ours, theirs = wire.to_record([(LAYOUT, flat)]), stock(flat)
     assert list(ours) == list(theirs)
     for name in LAYOUT.names:
         lazy, array = ours[name], theirs[name]
@@ -156,15 +157,15 @@ def test_a_lazy_array_is_bit_for_bit_flowers_own(dtype: torch.dtype) -> None:
 
 def test_a_lazy_record_crosses_the_wire() -> None:
     flat = values()
-    ours = adapter.to_record([(LAYOUT, flat)])
+    ours = wire.to_record([(LAYOUT, flat)])
     arrays = {array.object_id: Array.inflate(array.deflate(), array.children) for array in ours.values()}
     again = ArrayRecord.inflate(ours.deflate(), arrays)
-    assert torch.equal(adapter.from_record(again, LAYOUT, torch.float32), flat)
+    assert torch.equal(wire.from_record(again, LAYOUT, torch.float32), flat)
 
 
 def test_a_lazy_record_is_safe_to_change() -> None:
     flat = values()
-    record = adapter.to_record([(LAYOUT, flat)])
+    record = wire.to_record([(LAYOUT, flat)])
     for array in record.to_numpy_ndarrays():
         array[...] = 0
     for tensor in record.to_torch_state_dict().values():
@@ -173,7 +174,7 @@ def test_a_lazy_record_is_safe_to_change() -> None:
     assert torch.equal(flat, values())
     record["bias"] = Array(np.zeros(3, np.float32))
     assert torch.equal(flat, values())
-    joined = adapter.from_record(record, LAYOUT, torch.float32)
+    joined = wire.from_record(record, LAYOUT, torch.float32)
     assert torch.equal(LAYOUT.split(joined)["bias"], torch.zeros(3))
 
 
@@ -198,19 +199,19 @@ def test_a_record_is_the_same_whether_or_not_anybody_has_looked_into_it(look: An
     plain = ArrayRecord(
         {n: Array(t.numpy()) for n, t in (params.split(values[0]) | buffers.split(values[1])).items()}
     )
-    made = adapter.to_record([(params, values[0]), (buffers, values[1])])
-    untouched = adapter.num_bytes(adapter.content({"arrays": made})), adapter.record_bytes(made)
+    made = wire.to_record([(params, values[0]), (buffers, values[1])])
+    untouched = wire.num_bytes(wire.content({"arrays": made})), wire.record_bytes(made)
     record = look(made)
-    assert untouched == (adapter.num_bytes(adapter.content({"arrays": record})), adapter.record_bytes(record))
+    assert untouched == (wire.num_bytes(wire.content({"arrays": record})), wire.record_bytes(record))
     for layout, vector in zip((params, buffers), values, strict=True):
-        assert torch.equal(adapter.from_record(record, layout, torch.float32), vector)
+        assert torch.equal(wire.from_record(record, layout, torch.float32), vector)
         with pytest.raises(ValueError, match=r"float32 .*, expected float64"):
-            adapter.from_record(record, layout, torch.float64)
-    assert torch.equal(adapter.from_record(record, Layout(("b",), ((3,),)), torch.float32), values[0][6:])
+            wire.from_record(record, layout, torch.float64)
+    assert torch.equal(wire.from_record(record, Layout(("b",), ((3,),)), torch.float32), values[0][6:])
     assert record.object_id == plain.object_id and list(record) == ["w", "b", "mean"]
     record["b"] = Array(np.zeros(3, dtype=np.float32))
     assert torch.equal(
-        adapter.from_record(record, params, torch.float32), torch.cat([values[0][:6], torch.zeros(3)])
+        wire.from_record(record, params, torch.float32), torch.cat([values[0][:6], torch.zeros(3)])
     )
 
 
@@ -227,21 +228,21 @@ def test_flowers_strategies_aggregate_lazy_arrays_to_the_same_bits(make: Any) ->
         assert arrays is not None
         return arrays
 
-    lazy, plain = aggregated(lambda flat: adapter.to_record([(LAYOUT, flat)])), aggregated(stock)
+    lazy, plain = aggregated(lambda flat: wire.to_record([(LAYOUT, flat)])), aggregated(stock)
     assert list(lazy) == list(plain)
     assert [a.data for a in lazy.values()] == [a.data for a in plain.values()]
 
 
 def test_from_record_reads_flowers_own_arrays_and_names_what_is_wrong() -> None:
     record = stock(values())
-    assert torch.equal(adapter.from_record(record, LAYOUT, torch.float32), values())
-    live = adapter.from_record(adapter.to_record([(LAYOUT, flat := values())]), LAYOUT, torch.float32)
+    assert torch.equal(wire.from_record(record, LAYOUT, torch.float32), values())
+    live = wire.from_record(wire.to_record([(LAYOUT, flat := values())]), LAYOUT, torch.float32)
     assert live.data_ptr() == flat.data_ptr(), "in one process nothing is copied"
     with pytest.raises(ValueError, match="'weight' is float32"):
-        adapter.from_record(record, LAYOUT, torch.float64)
+        wire.from_record(record, LAYOUT, torch.float64)
     del record["bias"]
     with pytest.raises(ValueError, match="'bias' is missing"):
-        adapter.from_record(record, LAYOUT, torch.float32)
+        wire.from_record(record, LAYOUT, torch.float32)
     record["bias"] = Array(np.zeros(4, np.float32))
     with pytest.raises(ValueError, match=r"'bias' is float32 \(4,\), expected float32 \(3,\)"):
-        adapter.from_record(record, LAYOUT, torch.float32)
+        wire.from_record(record, LAYOUT, torch.float32)

@@ -18,8 +18,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 from whole_runs import NATURAL, Run, run, save_arrays
 
-from fedscale_local import compose, rounds
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import compose, rounds, wire
 from fedscale_local.replies import usable
 
 SIZES, FEATURES, CLASSES = (4, 9, 6, 5, 7), 3, 4
@@ -70,10 +69,10 @@ def with_record(reply: Message, key: str, arrays: dict[str, np.ndarray] | None) 
 
 
 def with_metrics(reply: Message, **metrics: Any) -> Message:
-    changed = dict(reply.content.metric_records[adapter.METRICS])
+    changed = dict(reply.content.metric_records[wire.METRICS])
     changed |= {name.replace("_", "-"): value for name, value in metrics.items()}
     kept = MetricRecord({name: value for name, value in changed.items() if value is not None})
-    return like(reply, RecordDict({**reply.content, adapter.METRICS: kept}))
+    return like(reply, RecordDict({**reply.content, wire.METRICS: kept}))
 
 
 def of_vectors(reply: Message, ours: bool) -> Iterator[tuple[str, str, Change]]:
@@ -114,7 +113,7 @@ def of_vectors(reply: Message, ours: bool) -> Iterator[tuple[str, str, Change]]:
         )
         if ours:
             yield f"{key} missing", f"the reply has no {key}", lambda r, k=key: [with_record(r, k, None)]
-        if key == adapter.PRECONDITIONER:
+        if key == wire.PRECONDITIONER:
             yield f"{key} zero", f"{key}: not all numbers are above 0", changed(spoiled(0.0))
         if key in NOT_NEGATIVE:
             yield f"{key} negative", f"{key}: a number below 0", changed(spoiled(-1e-9))
@@ -136,7 +135,7 @@ def of_metrics(ours: bool, steps: bool) -> Iterator[tuple[str, str, Change]]:
 
 
 def of_replies() -> Iterator[tuple[str, str, Change]]:
-    metrics = [adapter.METRICS]
+    metrics = [wire.METRICS]
     yield "error", "disk full", lambda r: [Message(error=Error(0, "disk full"), metadata=r.metadata)]
     yield "silence", "no reply in time", lambda r: []
     yield "empty", "", lambda r: [like(r, RecordDict())]
@@ -166,7 +165,7 @@ def checked(name: str, seen: list[str]) -> Callable[..., Any]:
         clients = [client_of[message.metadata.dst_node_id] for message in sent]
         assert [client_of[reply.metadata.src_node_id] for reply in replies] == clients
         bad, reply = clients[1], replies[1]
-        steps = ours and adapter.ARRAYS in strategy.expects(round)
+        steps = ours and wire.ARRAYS in strategy.expects(round)
 
         def outcome(instead: list[Any], before: bool = False) -> Any:
             others = [*replies[:1], *replies[2:]]

@@ -18,8 +18,7 @@ from scipy.stats import beta
 from torch import Tensor
 from whole_runs import NATURAL, run, save_arrays
 
-from fedscale_local import flower_adapter as adapter
-from fedscale_local import privacy, rounds
+from fedscale_local import privacy, rounds, wire
 from fedscale_local.privacy import Release
 
 FEATURES, CLIENTS, ROUNDS, ETA, CLIP = 2, 4, 500, 1e-6, 0.5
@@ -37,7 +36,7 @@ def seen(
     models: list[np.ndarray] = []
 
     def watched(built: Any, round: int, arrays: Any) -> dict[str, None]:
-        vector: Tensor = adapter.from_model_record(arrays, built.task)[0]
+        vector: Tensor = wire.from_model_record(arrays, built.task)[0]
         models.append(vector.numpy().copy())
         return {"test_loss": None, "test_accuracy": None}
 

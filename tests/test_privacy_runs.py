@@ -19,8 +19,7 @@ from gauntlet import STRATEGIES
 from torch import Tensor
 from whole_runs import NATURAL, Run, run, save_arrays
 
-from fedscale_local import experiment, privacy, rounds
-from fedscale_local import flower_adapter as adapter
+from fedscale_local import experiment, privacy, rounds, wire
 from fedscale_local import run_dir as run_dirs
 from fedscale_local.engines.in_process import InProcessGrid
 from fedscale_local.errors import RunDirError
@@ -323,7 +322,7 @@ def test_a_round_that_nobody_is_in_is_noise_alone(
     original = rounds._evaluation
 
     def watched(built: Any, round: int, arrays: Any) -> Any:
-        models[round] = adapter.from_model_record(arrays, built.task)[0].clone()
+        models[round] = wire.from_model_record(arrays, built.task)[0].clone()
         return original(built, round, arrays)
 
     monkeypatch.setattr(rounds, "_evaluation", watched)

@@ -17,7 +17,7 @@ from scipy import stats
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
 from clients import client_app
-from fedscale_local import experiment
+from fedscale_local import experiment, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import run_dir as run_dirs
 from fedscale_local.config import from_container, to_container, to_json
@@ -92,7 +92,7 @@ class Wire(NamedTuple):
 
 
 @pytest.fixture
-def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+def line(monkeypatch: pytest.MonkeyPatch) -> Wire:
     watched, send = Wire([], [], {}), InProcessGrid.send_and_receive
 
     def watching(grid: InProcessGrid, messages: Iterable[Message], **options: Any) -> list[Message]:
@@ -119,7 +119,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 
 
 def stage_of(message: Message) -> str:
-    record = message.content.config_records.get(adapter.SECURE_STAGE, ConfigRecord({"stage": "masked"}))
+    record = message.content.config_records.get(wire.SECURE_STAGE, ConfigRecord({"stage": "masked"}))
     return str(record["stage"])
 
 
@@ -144,12 +144,12 @@ def test_every_method_is_what_it_was_within_quantisation(name: str, arrays: Path
 
 
 def test_the_sum_of_ten_with_three_dropouts_is_the_plain_sum(
-    arrays: Path, tmp_path: Path, wire: Wire
+    arrays: Path, tmp_path: Path, line: Wire
 ) -> None:
     """Two vanish after they have shared their secrets, and are in no sum; one after its masked vector, and is in it."""
-    wire.lost.update({(1, "masked"): {2, 5}})
+    line.lost.update({(1, "masked"): {2, 5}})
     plain = small(tmp_path / "plain", arrays, "strategy=fedavg", num_rounds=1)
-    wire.lost[1, "unmask"] = {7}
+    line.lost[1, "unmask"] = {7}
     more = {"num_rounds": 1, "secure__bits": 16}
     secure = small(tmp_path / "secure", arrays, "strategy=fedavg", SECURE, **more)
     # A mean of numbers, each within a step of what it was; the range is 1.
@@ -164,12 +164,12 @@ def test_the_sum_of_ten_with_three_dropouts_is_the_plain_sum(
 
 
 def test_dropouts_before_secrets_are_shared_and_few_neighbours(
-    arrays: Path, tmp_path: Path, wire: Wire
+    arrays: Path, tmp_path: Path, line: Wire
 ) -> None:
     """Four neighbours each, of five holders with oneself; one vanishes at each stage, far enough from each other."""
-    wire.lost[1, "masked"] = {0, 3, 9}
+    line.lost[1, "masked"] = {0, 3, 9}
     plain = small(tmp_path / "plain", arrays, "strategy=fedavg", num_rounds=1)
-    wire.lost.update({(1, "keys"): {0}, (1, "shares"): {3}, (1, "masked"): {9}})
+    line.lost.update({(1, "keys"): {0}, (1, "shares"): {3}, (1, "masked"): {9}})
     more = {"num_rounds": 1, "secure__neighbours": 4, "secure__threshold": 0.51}
     secure = small(tmp_path / "secure", arrays, "strategy=fedavg", SECURE, **more)
     np.testing.assert_allclose(secure.model, plain.model, rtol=0, atol=1 / rounding.most(16))
@@ -178,12 +178,12 @@ def test_dropouts_before_secrets_are_shared_and_few_neighbours(
 
 
 def test_the_same_run_gives_the_same_bytes_whatever_the_masks(
-    arrays: Path, tmp_path: Path, wire: Wire
+    arrays: Path, tmp_path: Path, line: Wire
 ) -> None:
     first, second = (small(tmp_path / name, arrays, "strategy=savic", SECURE, num_rounds=1) for name in "ab")
     assert first.bytes == second.bytes
-    vectors = [content[adapter.ARRAYS]["flat"].numpy() for s, _, content in wire.received
-               if s == "masked" and adapter.ARRAYS in content]  # fmt: skip
+    vectors = [content[wire.ARRAYS]["flat"].numpy() for s, _, content in line.received
+               if s == "masked" and wire.ARRAYS in content]  # fmt: skip
     assert len(vectors) == 2 * CLIENTS
     assert len({vector.tobytes() for vector in vectors}) == len(vectors), "other masks in each run"
 
@@ -225,10 +225,10 @@ def test_with_central_privacy_no_vector_is_longer_than_its_bound_once_it_is_roun
 
 
 def test_a_resumed_run_ends_with_the_same_bytes_and_no_checkpoint_has_a_secret(
-    arrays: Path, tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    arrays: Path, tmp_path: Path, line: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients keep control variates, which checkpoints have; client 2 keeps its secrets, as the server gave it up."""
-    wire.lost.update({(1, "masked"): {2}, (2, "masked"): {2}})
+    line.lost.update({(1, "masked"): {2}, (2, "masked"): {2}})
     whole, half = (
         small(tmp_path / name, arrays, "strategy=scaffold", SECURE, num_rounds=rounds, checkpoint_every=1)
         for name, rounds in (("whole", 2), ("half", 1))
@@ -246,7 +246,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_no_checkpoint_has_a_secret(
 
 
 def test_no_message_tells_of_a_single_client(
-    arrays: Path, tmp_path: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    arrays: Path, tmp_path: Path, line: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every record of every reply of a run with dropouts is looked at: it is a public key, a sealed pair of shares, a
     share, or a vector of uniform bytes; and of each client the shares are all of one kind."""
@@ -270,24 +270,24 @@ def test_no_message_tells_of_a_single_client(
     monkeypatch.setattr(protocol, "masked", noting_masked)
     monkeypatch.setattr(primitives, "shares", noting_shares)
     monkeypatch.setattr(protocol, "fresh_secrets", noting_secrets)
-    wire.lost.update({(1, "masked"): {2, 5}, (1, "unmask"): {7}, (2, "shares"): {1}, (2, "masked"): {0}})
+    line.lost.update({(1, "masked"): {2, 5}, (1, "unmask"): {7}, (2, "shares"): {1}, (2, "masked"): {0}})
     finished = small(tmp_path / "run", arrays, "strategy=savic", SECURE)
     assert [f["client"] for f in finished.lines[0]["failures"]] == [2, 5, 7], "and the round had a sum"
     assert finished.lines[1]["test_loss"] is None and finished.lines[1]["train_loss"] is not None
 
     vectors: list[np.ndarray] = []
     revealed: set[bytes] = set()
-    for stage, _client, content in wire.received:
+    for stage, _client, content in line.received:
         assert not content.metric_records and not content.config_records, "nothing but noise"
         records = {key: record["flat"].numpy() for key, record in content.array_records.items()}
         assert all(list(record) == ["flat"] for record in content.array_records.values())
         if stage == "masked":
-            assert set(records) <= {adapter.ARRAYS, adapter.STATISTIC, adapter.SECURE}
-            order = [key for key in (adapter.ARRAYS, adapter.STATISTIC, adapter.SECURE) if key in records]
+            assert set(records) <= {wire.ARRAYS, wire.STATISTIC, wire.SECURE}
+            order = [key for key in (wire.ARRAYS, wire.STATISTIC, wire.SECURE) if key in records]
             vectors.append(np.concatenate([records[key].view(np.uint32) for key in order]))
         else:
-            assert set(records) == {adapter.SECURE} and records[adapter.SECURE].dtype == np.uint8
-        data = records[adapter.SECURE].tobytes()
+            assert set(records) == {wire.SECURE} and records[wire.SECURE].dtype == np.uint8
+        data = records[wire.SECURE].tobytes()
         if stage == "unmask":
             revealed |= {data[i : i + 16] for i in range(0, len(data), 16)}
         assert not any(seed in data for secrets in made for seed in secrets), f"a seed as it is, in {stage}"
@@ -347,35 +347,35 @@ def test_a_failure_is_told_without_its_reason(
     ("stage", "gone"), [("keys", {0, 1, 2, 3, 4}), ("shares", {5, 6, 7, 8, 9}), ("masked", {0, 2, 4, 6, 8})]
 )
 def test_too_many_dropouts_unmask_nothing(
-    stage: str, gone: set[int], arrays: Path, tmp_path: Path, wire: Wire
+    stage: str, gone: set[int], arrays: Path, tmp_path: Path, line: Wire
 ) -> None:
     """Five of ten, where six are needed: the round is skipped, and the next one is as if it had never been."""
-    wire.lost[1, stage] = gone
+    line.lost[1, stage] = gone
     finished = small(tmp_path / "run", arrays, "strategy=fedavg", SECURE, num_rounds=1)
     assert not finished.model.any(), "the model stayed where it began"
     last = finished.lines[0]["failures"][-1]
     assert last["client"] is None
     assert last["reason"].startswith(f"5 of 10 clients are left in the stage {stage}, and 6 are needed")
     assert "nothing is unmasked" in last["reason"]
-    asked = {stage_of(message) for message in wire.sent}
+    asked = {stage_of(message) for message in line.sent}
     assert asked == set(STAGES[: STAGES.index(stage) + 1]), "no later stage asked anybody"
 
 
-def test_too_few_in_the_last_stage_leave_the_sum_masked(arrays: Path, tmp_path: Path, wire: Wire) -> None:
-    wire.lost[1, "masked"], wire.lost[1, "unmask"] = {0, 1}, {2, 3, 4}
+def test_too_few_in_the_last_stage_leave_the_sum_masked(arrays: Path, tmp_path: Path, line: Wire) -> None:
+    line.lost[1, "masked"], line.lost[1, "unmask"] = {0, 1}, {2, 3, 4}
     with pytest.raises(
         FedscaleError, match=r"5 of 10 clients are left in the stage unmask.*nothing is unmasked"
     ):
         small(tmp_path / "run", arrays, "strategy=fedavg", SECURE, on_too_few="stop")
 
 
-def test_too_few_neighbours_of_one_client_unmask_nothing(arrays: Path, tmp_path: Path, wire: Wire) -> None:
+def test_too_few_neighbours_of_one_client_unmask_nothing(arrays: Path, tmp_path: Path, line: Wire) -> None:
     """Enough of all, but not of those beside each other: with two neighbours all three holders may be needed."""
-    wire.lost[1, "masked"] = {0}
+    line.lost[1, "masked"] = {0}
     more = {"secure__neighbours": 2, "secure__threshold": 0.7, "num_rounds": 1}
     finished = small(tmp_path / "run", arrays, "strategy=fedavg", SECURE, **more)
     assert "2 of 3 neighbours of client" in finished.lines[0]["failures"][-1]["reason"]
-    assert "unmask" not in {stage_of(message) for message in wire.sent}
+    assert "unmask" not in {stage_of(message) for message in line.sent}
 
 
 def test_a_client_that_sends_noise_spoils_no_model(
@@ -403,18 +403,16 @@ def four(arrays: Path) -> Any:
     config = configured(*NATURAL, "model=logistic", "strategy=fedavg", SECURE, settings=settings)
     adapter.become_server()
     contexts = [
-        adapter.new_context(FIRST_NODE + i, {adapter.PARTITION: i}, {"config": to_json(config)})
+        adapter.new_context(FIRST_NODE + i, {wire.PARTITION: i}, {"config": to_json(config)})
         for i in range(4)
     ]
 
     def ask(client: int, stage: str, data: bytes | None = None, **told: Any) -> Message:
         records: dict[str, Any] = {
-            adapter.SECURE_STAGE: ConfigRecord({adapter.ROUND: 1, "stage": stage, **told}),
+            wire.SECURE_STAGE: ConfigRecord({wire.ROUND: 1, "stage": stage, **told}),
         }
         if data is not None:
-            records[adapter.SECURE] = adapter.vector_record(
-                torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            )
+            records[wire.SECURE] = wire.vector_record(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         message = adapter.stamp(adapter.message_to(FIRST_NODE + client, RecordDict(records)), "1")
         return client_app.cohort([message], [contexts[client]])[0]
 
@@ -425,12 +423,12 @@ def four(arrays: Path) -> Any:
 
 def told(reply: Message) -> bytes:
     assert reply.has_content(), reply.error.reason
-    return reply.content[adapter.SECURE]["flat"].numpy().tobytes()  # type: ignore[no-any-return,index,union-attr]
+    return reply.content[wire.SECURE]["flat"].numpy().tobytes()  # type: ignore[no-any-return,index,union-attr]
 
 
 def said_masked(contexts: Any, client: int, sealed: list[bytes]) -> None:
     """As if this client had sent its masked vector."""
-    state = contexts[client].state[adapter.SECURE]
+    state = contexts[client].state[wire.SECURE]
     size, others = protocol.SEALED, [i for i in range(4) if i != client]
     parts = []
     for owner in others:
@@ -450,7 +448,7 @@ def test_a_client_gives_each_share_once_and_one_kind_of_it(four: Any) -> None:
         assert reason in ask(0, "unmask", arrived=arrived).error.reason
     assert len(told(ask(0, "unmask", arrived=[0, 1, 2]))) == 4 * 16
     assert "out of turn" in ask(0, "unmask", arrived=[0, 1, 2, 3]).error.reason
-    assert adapter.SECURE not in contexts[0].state, "its secrets are gone"
+    assert wire.SECURE not in contexts[0].state, "its secrets are gone"
 
 
 def test_a_client_shares_no_secrets_among_too_few_or_for_keys_that_are_not_its_own(four: Any) -> None:
@@ -470,25 +468,25 @@ def test_a_vector_without_masks_is_never_sent(four: Any) -> None:
     model = np.zeros((CLASSES, FEATURES), dtype=np.float32)
     record = ArrayRecord()
     record["weight"], record["bias"] = Array(model), Array(model[:, 0].copy())
-    plain = RecordDict({adapter.ARRAYS: record, adapter.CONFIG: ConfigRecord({adapter.ROUND: 1})})
+    plain = RecordDict({wire.ARRAYS: record, wire.CONFIG: ConfigRecord({wire.ROUND: 1})})
     message = adapter.stamp(adapter.message_to(FIRST_NODE, plain), "2")
     reply = client_app.cohort([message], [contexts[0]])[0]
     assert "secure=secagg sends none" in reply.error.reason
-    asked = ConfigRecord({adapter.ROUND: 1, "stage": "masked", "from": [1, 2, 3]})
-    sealed = adapter.vector_record(torch.zeros(3 * protocol.SEALED, dtype=torch.uint8))
-    again = RecordDict({**plain, adapter.SECURE_STAGE: asked, adapter.SECURE: sealed})
+    asked = ConfigRecord({wire.ROUND: 1, "stage": "masked", "from": [1, 2, 3]})
+    sealed = wire.vector_record(torch.zeros(3 * protocol.SEALED, dtype=torch.uint8))
+    again = RecordDict({**plain, wire.SECURE_STAGE: asked, wire.SECURE: sealed})
     message = adapter.stamp(adapter.message_to(FIRST_NODE, again), "3")
     first, second = (client_app.cohort([message], [contexts[0]])[0] for _ in range(2))
     assert first.has_content() and "out of turn" in second.error.reason
-    kept = contexts[0].state[adapter.SECURE]
+    kept = contexts[0].state[wire.SECURE]
     assert "own" not in kept and "masking" not in kept
 
 
 def test_no_checkpoint_fetches_the_secrets(four: Any) -> None:
     contexts, *_ = four
     message = adapter.stamp(adapter.message_to(FIRST_NODE, RecordDict(), adapter.STATE), "4")
-    contexts[0].state["memory"] = adapter.vector_record(torch.ones(2))
-    assert adapter.SECURE in contexts[0].state
+    contexts[0].state["memory"] = wire.vector_record(torch.ones(2))
+    assert wire.SECURE in contexts[0].state
     assert list(client_app.tell_state(message, contexts[0]).content) == ["memory"]
     grid = InProcessGrid(client_app.app, 1, {}, states={FIRST_NODE: contexts[0].state})
     assert list(grid.client_states()[FIRST_NODE]) == ["memory"]

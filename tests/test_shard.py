@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message
 from whole_runs import configured, save_arrays
 
 from clients.client_app import answer
-from fedscale_local import cli, experiment
+from fedscale_local import cli, experiment, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import Config, to_json
 from fedscale_local.data.dataset import Dataset
@@ -59,9 +59,9 @@ def ask(config: Config, data_path: Path | None = None, personal: bool = False) -
     """What CLIENT's node answers in round 1 to a first model, asked to measure a statistic too; or how it does."""
     adapter.become_server()
     task = experiment.build(config, data_path and Place(str(data_path), CLIENT)).task
-    model = adapter.model_record(task, torch.ones_like(task.initial_params) / 8, task.initial_buffers)
-    instructions = ConfigRecord({adapter.ROUND: 1, "measure": True, adapter.PERSONAL: personal})
-    content = adapter.content({adapter.ARRAYS: model}, instructions)
+    model = wire.model_record(task, torch.ones_like(task.initial_params) / 8, task.initial_buffers)
+    instructions = ConfigRecord({wire.ROUND: 1, "measure": True, wire.PERSONAL: personal})
+    content = wire.content({wire.ARRAYS: model}, instructions)
     return told(config, content, data_path)
 
 
@@ -73,11 +73,11 @@ def test_a_client_is_judged_by_the_same_bits_from_its_shard_alone(
     folder, from_all = shard(config), numbers(ask(config, personal=True))
     monkeypatch.setattr("fedscale_local.data.load", None)
     assert numbers(ask(config, folder, personal=True)) == from_all
-    assert set(from_all) == {adapter.TEST_LOSS, adapter.TEST_ACCURACY}
+    assert set(from_all) == {wire.TEST_LOSS, wire.TEST_ACCURACY}
 
 
 def told(config: Config, content: Any, data_path: Path | None) -> Message:
-    node = {adapter.PARTITION: CLIENT} | ({} if data_path is None else {adapter.DATA_PATH: str(data_path)})
+    node = {wire.PARTITION: CLIENT} | ({} if data_path is None else {wire.DATA_PATH: str(data_path)})
     context = adapter.new_context(adapter.FIRST_NODE + CLIENT, node, {"config": to_json(config)})
     return answer(adapter.stamp(adapter.message_to(context.node_id, content), "1"), context)
 
@@ -90,7 +90,7 @@ def numbers(message: Message) -> dict[Any, Any]:
         for key, record in message.content.array_records.items()
         for name, array in record.items()
     }
-    return arrays | dict(message.content.metric_records[adapter.METRICS])
+    return arrays | dict(message.content.metric_records[wire.METRICS])
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -104,7 +104,7 @@ def test_a_client_answers_the_same_bits_from_its_shard_alone(
     monkeypatch.setattr("fedscale_local.data.load", None)  # nothing else of the data set is looked for
     from_shard = numbers(ask(config, folder))
     assert from_shard == from_all
-    assert from_all["client"] == CLIENT and any(key[0] == adapter.STATISTIC for key in from_all)
+    assert from_all["client"] == CLIENT and any(key[0] == wire.STATISTIC for key in from_all)
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -212,7 +212,7 @@ def test_a_faulty_shard_is_an_answer_that_names_the_file(
     experiment._build.cache_clear()  # a node's process is a new one for each message
     with pytest.raises(DataError, match=r"fedscale-local shard|partition-id"):
         read(Place(str(folder), CLIENT), origin(mine))
-    reply = told(mine, adapter.content({}), folder)
+    reply = told(mine, wire.content({}), folder)
     assert reply.has_error() and str(folder / file) in reply.error.reason and reason in reply.error.reason
 
 
