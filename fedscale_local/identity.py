@@ -10,7 +10,6 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,13 +44,9 @@ LIBRARIES = (
 )
 
 
-_version = cache(metadata.version)
-"""Of what was installed when it was first asked: it reads a file each time, and a resume asks for eight."""
-
-
 def now(config: Config) -> dict[str, Any]:
     """The versions of libraries and the sum of the code, this project's and the user's, as the manifest has them."""
-    versions = {name: _version(name) for name in LIBRARIES} | {"python": platform.python_version()}
+    versions = {name: metadata.version(name) for name in LIBRARIES} | {"python": platform.python_version()}
     return {"versions": versions, "code_sha256": _sum_of_code(config)}
 
 

@@ -6,6 +6,7 @@ holds the other end is done or was killed, it ends the folder's processes and re
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
 import shutil
@@ -26,6 +27,26 @@ Result = TypeVar("Result")
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """More threads would change the order of sums."""
+
+LARGEST_KEPT, KEPT = 2**25, 2**28
+"""Bytes of one piece of memory, at most 32 MiB for glibc, and of all that a process keeps of what it frees.
+
+A local step asks again for what the last one freed; given back in between, the kernel would clear each page anew.
+"""
+KEEPS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(LARGEST_KEPT), "MALLOC_TRIM_THRESHOLD_": str(KEPT)}
+"""The same for a process that is yet to start."""
+
+
+def keep_memory() -> None:
+    """Let this process, and what it forks, keep what is freed, where the C library can be told."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
 
 
 def inherited_path() -> str:

@@ -1,9 +1,14 @@
-"""Forked workers: results in order and bit for bit; one that dies costs its own items and nobody else's."""
+"""Forked workers: results in order and bit for bit; one that dies costs its own items and nobody else's.
+
+And the memory that they compute in, which stays theirs from step to step.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +17,7 @@ import pytest
 import torch
 
 from fedscale_local.engines.workers import Workers
+from fedscale_local.processes import KEEPS_MEMORY
 
 
 def work(shared: torch.Tensor, item: Any) -> Any:
@@ -125,3 +131,37 @@ def test_one_that_hangs_is_ended_when_the_time_is_over(workers: Workers) -> None
     assert results[1] == "hang: no reply in time"
     assert values([results[0], results[2]]) == [1.0, 2.0]
     assert values(workers.map([3, 4, 5], [1.0] * 3, died, seconds=60.0)) == [3.0, 4.0, 5.0]
+
+
+FAULTS = """
+import resource, sys
+import torch
+from torch import nn
+from fedscale_local.processes import keep_memory
+
+torch.set_num_threads(1)
+first, second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+model = nn.Sequential(first, nn.MaxPool2d(2), nn.ReLU(), second, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1568, 10))
+x = torch.zeros(32, 1, 28, 28).contiguous(memory_format=torch.channels_last)
+
+if sys.argv[1] == "keep":
+    keep_memory()
+for step in range(25):
+    if step == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(x).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told")
+def test_what_a_step_frees_the_next_one_finds() -> None:
+    """Pages that the kernel clears in twenty steps of a small network of convolutions: hundreds a step, or few."""
+
+    def faults(*arguments: str, **environment: str) -> int:
+        command = [sys.executable, "-c", FAULTS, *arguments]
+        env = {**os.environ, **environment}
+        return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("leave") > 3_000
+    assert faults("keep") < 2_000 and faults("leave", **KEEPS_MEMORY) < 2_000

@@ -28,6 +28,7 @@ from fedscale_local.config_engines import InProcess
 from fedscale_local.engines.workers import apart
 from fedscale_local.errors import ConfigError, FedscaleError
 from fedscale_local.experiment import Experiment, forks_beside_gpus
+from fedscale_local.processes import keep_memory
 from fedscale_local.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -175,9 +176,10 @@ def measured(task: Task, way: Way, batch_size: int, precision: str = "full") -> 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """As a run computes: on one thread, and with random numbers that nobody else sees."""
+    """As a run computes: on one thread, keeping memory; and with random numbers that nobody else sees."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_memory()
     try:
         with torch.random.fork_rng(devices=[]):
             yield

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fedscale_local.errors import FedscaleError
-from fedscale_local.processes import ONE_THREAD, inherited_path
+from fedscale_local.processes import KEEPS_MEMORY, ONE_THREAD, inherited_path
 
 QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -40,6 +40,7 @@ def environment(folder: Path) -> dict[str, str]:
         **os.environ,
         **QUIET,
         **ONE_THREAD,
+        **KEEPS_MEMORY,
         "PATH": commands,
         "PYTHONPATH": inherited_path(),
         "FLWR_HOME": str(folder),

@@ -29,7 +29,7 @@ from fedscale_local.engines.workers import Work, Workers
 from fedscale_local.errors import FedscaleError, late, lost
 from fedscale_local.experiment import Experiment
 from fedscale_local.flower_adapter import FIRST_NODE
-from fedscale_local.processes import TooLate, in_time, interrupted_after
+from fedscale_local.processes import TooLate, in_time, interrupted_after, keep_memory
 from fedscale_local.tasks import Task
 
 
@@ -186,6 +186,7 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     """All rounds, each process on one thread: more threads would change the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_memory()
     adapter.quiet_flower()
     config = experiment.config
     task, workers = experiment.task, chosen["workers"]
