@@ -23,6 +23,7 @@ from clients.training import ClientUpdate, Order, Outcome, plan, train
 from fedscale_local import chunk, privacy, sending, server_step, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import Config, CustomClient
+from fedscale_local.config_engines import Ray
 from fedscale_local.config_secure import SecureAggregation
 from fedscale_local.data.shard import Place
 from fedscale_local.errors import ClientError, late
@@ -52,6 +53,8 @@ def cohort(
     if isinstance(config.secure, SecureAggregation) and secure.is_stage(messages[0]):
         return [secure.answer(config.secure, m, c) for m, c in zip(messages, contexts, strict=True)]
     experiment = build(config, _place(contexts[0]))
+    if isinstance(config.engine, Ray) and config.engine.num_gpus:
+        experiment.task.to(torch.device("cuda"))  # Ray lets its worker see the one that it gave it
     seen: dict[int, _Sent] = {}
     orders = [_try_unpack(experiment, m, c, seen) for m, c in zip(messages, contexts, strict=True)]
     cohorts = plan(experiment, [order for order in orders if isinstance(order, Order)], stack_size)

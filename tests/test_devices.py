@@ -22,6 +22,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from flwr.app import ConfigRecord
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,8 +30,11 @@ from torch.utils._pytree import tree_leaves
 from toy_data import dataset
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
-from fedscale_local import experiment
+from clients.client_app import cohort
+from fedscale_local import experiment, wire
+from fedscale_local import flower_adapter as adapter
 from fedscale_local.cli import main
+from fedscale_local.config import to_json
 from fedscale_local.curvature import rademacher
 from fedscale_local.dense import Dense
 from fedscale_local.engines import in_process
@@ -288,6 +292,17 @@ def test_a_run_cannot_be_carried_on_with_another_precision(data: Any, tmp_path: 
     small(tmp_path / "run", data((7,)), "mlp", "fedavg", **{"engine.mode": "looped"})
     assert main(["resume", str(tmp_path / "run"), "num_rounds=3", "engine.precision=bfloat16"]) == 2
     assert "engine.precision was full, is bfloat16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_worker_of_ray_computes_on_the_gpu_that_it_was_given(share: float) -> None:
+    config = configured("data=synthetic", "num_clients=20", "engine=ray", settings={"engine.num_gpus": share})
+    adapter.become_server()
+    message = adapter.message_to(adapter.FIRST_NODE, wire.content({}, ConfigRecord({wire.ROUND: 1})))
+    context = adapter.new_context(adapter.FIRST_NODE, {wire.PARTITION: 0}, {"config": to_json(config)})
+    with patch.object(Task, "to") as to:
+        cohort([message], [context])
+    assert [call.args for call in to.mock_calls] == ([(torch.device("cuda"),)] if share else [])
 
 
 class Once(torch.autograd.Function):
