@@ -111,12 +111,10 @@ def modes(task: Task, config: InProcess) -> list[str]:
 
 def _ways(task: Task, config: InProcess) -> Iterator[Way]:
     """Those that the section admits, the reference first, small stacks before large ones."""
-    formats = [
-        LOOPED.memory_format
-    ]  # also where mode=looped asks for the reference, which is the same in all engines
+    formats = [LOOPED.memory_format]
     if config.memory_format != "auto":
         formats = [config.memory_format]
-    elif config.mode == "auto" and task.reads_images:
+    elif config.mode == "auto" and task.reads_images:  # mode=looped asks for the reference, the same in all engines
         formats = ["channels_last", "contiguous"]
     sizes = [size for size in SIZES if size == SIZES[0] or size * task.layout.size <= STACK_NUMBERS]
     if config.stack_size != "auto":
