@@ -114,7 +114,7 @@ def _ways(task: Task, config: InProcess) -> Iterator[Way]:
     formats = [LOOPED.memory_format]
     if config.memory_format != "auto":
         formats = [config.memory_format]
-    elif config.mode == "auto" and task.reads_images:  # mode=looped asks for the reference, the same in all engines
+    elif config.mode == "auto" and task.reads_images:  # looped is the reference of all engines
         formats = ["channels_last", "contiguous"]
     sizes = [size for size in SIZES if size == SIZES[0] or size * task.layout.size <= STACK_NUMBERS]
     if config.stack_size != "auto":
