@@ -86,7 +86,7 @@ def test_clients_that_misbehave_are_dropped_and_named(
     rng = np.random.default_rng(3)
     x = [rng.normal(size=(n, 3)) for n in (5, 8, 4, 6)]
     arrays = save_arrays(tmp_path / "four.npz", x, [rng.integers(0, 4, len(part)) for part in x])
-    settings = {"num_rounds": 6, "dtype": "float64", "client.local_steps": 3, "round_timeout": 60.0}
+    settings = {"num_rounds": 6, "dtype": "float64", "client.local_steps": 3, "round_timeout": 90.0}
     settings |= {"data.path": str(arrays), "client.file": str(arrays), "client.learning-rate": 0.1}
     on_nodes = {"superlink.federation": str(nodes)}
     found = run(

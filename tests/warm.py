@@ -36,8 +36,15 @@ def serve(path: str) -> None:
         door.bind(f"{path}.part")
         door.listen()
         os.rename(f"{path}.part", path)
+        parent = os.getppid()
+        door.settimeout(1)
         while True:
-            line, _ = door.accept()
+            try:
+                line, _ = door.accept()
+            except TimeoutError:
+                if os.getppid() != parent:  # whoever would have ended this is gone
+                    return
+                continue
             with suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
