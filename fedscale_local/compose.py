@@ -222,7 +222,10 @@ def launch(planned: Sweep, numbers: Sequence[int], attempt: Attempt) -> None:
         sweep = None if at_once is None else os.getpid()
         cores = None if at_once in (None, 1) else max(1, len(os.sched_getaffinity(0)) // at_once)
 
+        folder = os.getcwd()
+
         def task(composed: DictConfig) -> None:
+            os.chdir(folder)  # joblib's processes may be those of an earlier sweep, which was elsewhere
             attempt(int(composed.cell), sweep, cores)
 
         context = HydraContext(inner.config_loader, Callbacks(config))
