@@ -44,7 +44,10 @@ def _hang(reply: Message) -> Message:
     return reply
 
 
-FAULTS: dict[tuple[int, int], tuple[Callable[[Message], Message | None], str]] = {
+DIED = ("no reply in time", "ClientApp stopped responding")
+"""Of a client that died: where the round lasts long enough, its node notices."""
+
+FAULTS: dict[tuple[int, int], tuple[Callable[[Message], Message | None], str | tuple[str, ...]]] = {
     (1, 1): (_raise, "OSError: disk full"),
     (1, 2): (_arrays(lambda array: array * np.nan), "arrays: not all numbers are finite"),
     (1, 3): (_arrays(lambda array: array.ravel()[:1]), "arrays: array 'weight' is float64 (1,), expected"),
@@ -52,7 +55,7 @@ FAULTS: dict[tuple[int, int], tuple[Callable[[Message], Message | None], str]] =
     (2, 2): (_metrics(num_examples=10**15), "num-examples=1000000000000000: expected"),
     (2, 3): (_arrays(lambda array: array + 1e300), "arrays: a number of size 1e+300, expected less than"),
     (3, 1): (_history, "its metrics hold 1000000"),
-    (3, 2): (lambda reply: os._exit(3), "no reply in time"),
+    (3, 2): (lambda reply: os._exit(3), DIED),
     (3, 3): (_hang, "no reply in time"),
     (4, 1): (lambda reply: None, "TypeError: the ClientApp returned NoneType, expected a Message"),
 }
