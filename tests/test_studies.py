@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pages import REPO
+from whole_runs import kept_fresh
 
 sys.path.append(str(REPO))  # benchmarks are not installed
 from benchmarks import niid_bench, savic_study, studies
-from fedscale_local import fresh
 from fedscale_local.config import ConfigError
 from fedscale_local.run_dir import SWEEP
 
 EMBEDDED = "fashion_mnist_12k"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_fresh() -> Iterator[None]:
-    """The process that forks cells is kept from sweep to sweep."""
-    with pytest.MonkeyPatch.context() as patch:
-        end = fresh.close_here
-        patch.setattr(fresh, "close_here", lambda: None)
-        yield
-        end()
+one_fresh = pytest.fixture(scope="module", autouse=True)(kept_fresh)
 
 
 def cells(folder: Path) -> dict[str, dict[str, Any]]:

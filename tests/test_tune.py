@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import pytest
+from whole_runs import kept_fresh
 
-from fedscale_local import cells, cli, drawing, fresh, pruning, sweep
+from fedscale_local import cells, cli, drawing, pruning, sweep
 from fedscale_local.cells import Cell
 from fedscale_local.compose_tuning import Dimension, tuning
 from fedscale_local.pruning import Limits
@@ -39,14 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_fresh() -> Iterator[None]:
-    """The process that tells cells apart is kept from test to test."""
-    with pytest.MonkeyPatch.context() as patch:
-        end = fresh.close_here
-        patch.setattr(fresh, "close_here", lambda: None)
-        yield
-        end()
+one_fresh = pytest.fixture(scope="module", autouse=True)(kept_fresh)
 
 
 def told(folder: str = "t") -> list[dict[str, Any]]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, experiment, fresh
 from fedscale_local.config import Config, from_container
 
 NATURAL = (
@@ -78,3 +79,12 @@ def save_arrays(path: Path, x: list[np.ndarray], y: list[Any], **more: np.ndarra
     order = order[np.argsort(within[order], kind="stable")]  # a client's examples keep their own order
     np.savez(path, x=np.concatenate(x)[order], y=np.concatenate(y)[order], client=owner[order], **more)
     return path
+
+
+def kept_fresh() -> Iterator[None]:
+    """For a fixture of a module: the process that forks the cells of sweeps is kept from one to the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        end = fresh.close_here
+        patch.setattr(fresh, "close_here", lambda: None)
+        yield
+        end()
