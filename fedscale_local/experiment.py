@@ -340,7 +340,9 @@ def client_app(config: Config) -> ClientApp:
 
 
 def _match(experiment: Experiment) -> None:
-    client_app(experiment.config)
+    # Not ours: on Ray, Flower imports that in another thread, and takes it half done where this one has begun.
+    if isinstance(experiment.config.client, CustomClient):
+        client_app(experiment.config)
     config, task = experiment.config, experiment.task
     eligible = len(experiment.eligible)
     if eligible == 0:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -302,3 +304,17 @@ def test_somebody_elses_client_app_gets_no_chunks(arrays: Path, tmp_path: Path) 
     )
     with pytest.raises(ConfigError, match=r"engine\.chunks=2: somebody else's ClientApp"):
         ray.choose(experiment.build(config), {})
+
+
+def test_what_a_server_builds_imports_no_client() -> None:
+    """Flower's simulation loads the ClientApp in another thread, and takes a module that is there half imported."""
+    code = (
+        "import sys; from fedscale_local import compose, experiment; from strategies import server_app;"
+        "server_app.make_strategy(experiment.build(compose.config(sys.argv[1:])));"
+        "print([name for name in sys.modules if name.startswith('clients')])"
+    )
+    overrides = ["engine=ray", "data=synthetic", "num_clients=4", "clients_per_round=2"]
+    child = subprocess.run(
+        [sys.executable, "-c", code, *overrides], capture_output=True, text=True, check=True
+    )
+    assert child.stdout.strip() == "[]"
