@@ -5,13 +5,15 @@
 A run of one round is carried on to the second, that one to the third, and so on, each by a new command's work on the
 engine that is asked for; after the last round it is carried on once more, with nothing left to do. In the end it has
 the bytes of an undisturbed run in process: so what a round leaves in memory alone, on any engine, would show. With
-superlink a federation of one node for each client is started first. Further keys apply to the runs that are stopped:
-engine.address=127.0.0.1:6379 engine.num_cpus=2 lets one Ray cluster of four CPUs serve two such commands at once.
+superlink a federation of one node for each client is started first. A run that fails is named and kept where it is.
+Further keys apply to the runs that are stopped: engine.address=127.0.0.1:6379 engine.num_cpus=2 lets one Ray cluster
+of four CPUs serve two such commands at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ import torch
 
 from benchmarks.kills import results, strategies
 from fedscale_local import compose, experiment, federation, reports
+from fedscale_local.errors import FedscaleError
 
 ROUNDS, CLIENTS = 12, 4
 SMALL = (
@@ -79,12 +82,15 @@ def main() -> None:
         engine(arguments.engine, Path(place) / "federation") as overrides,
     ):
         for name in arguments.strategies:
-            start = time.monotonic()
-            with tempfile.TemporaryDirectory() as folder:
-                is_other = unequal(name, [*overrides, *arguments.overrides], Path(folder))
-            failed += is_other
-            took = time.monotonic() - start
-            print(f"| {name} | {ROUNDS} | {'NO' if is_other else 'yes'} | {took:.0f} |", flush=True)
+            start, folder = time.monotonic(), Path(tempfile.mkdtemp())
+            try:
+                found = "NO" if unequal(name, [*overrides, *arguments.overrides], folder) else "yes"
+            except FedscaleError as error:
+                found = f"NO: {error}"
+            if found == "yes":
+                shutil.rmtree(folder)
+            failed += found != "yes"
+            print(f"| {name} | {ROUNDS} | {found} | {time.monotonic() - start:.0f} |", flush=True)
     print(f"\n{failed} strategies that ended otherwise, {time.monotonic() - began:.0f} s")
     sys.exit(failed > 0)
 

@@ -131,6 +131,8 @@ def test_a_server_that_fails_says_why_and_what_was_done_is_here(
     said = capfd.readouterr().err
     assert said.count("fedscale-local: ") == 1 and "Traceback" not in said
     assert "the run is finished:failed: ServerApp failed with exception: no room on the server" in said
+    log = run_dir / "flower.log"
+    assert str(log) in said and "no room on the server" in log.read_text() and "Traceback" in log.read_text()
     assert [json.loads(line)["round"] for line in (run_dir / "rounds.jsonl").read_text().splitlines()] == [1]
     assert (run_dir / "checkpoints" / "round-000001.json").exists()
 

@@ -33,6 +33,8 @@ clientapp = "{client_app}"
 [tool.flwr.app.config]
 {keys}
 """
+LOG = "flower.log"
+"""In the run directory: what a run that failed had logged at its SuperLink."""
 START_SECONDS = 60.0
 """What a SuperLink that starts ServerApps itself may take to start one."""
 
@@ -79,7 +81,9 @@ def run_app(
         raise
     if row["status"] != "finished:completed":
         reason = row.get("status-details") or last_lines(log)
-        raise FedscaleError(f"the run is {row['status']}: {reason}")
+        kept = Path(str(config.run_dir)) / LOG
+        kept.write_bytes(log.read_bytes() if log.exists() else b"")  # the reason seldom names a cause
+        raise FedscaleError(f"the run is {row['status']}: {reason} (its log: {kept})")
     if remote is not None and not remote.inbox.is_complete:
         raise _missing(remote.inbox)
 
