@@ -190,7 +190,10 @@ def _vectors(
             raise ValueError(f"the reply has no {name}")
         try:
             if name == model:
-                yield from ((name, vector) for vector in wire.from_model_record(records[name], task))
+                params, buffers = wire.from_model_record(records[name], task)
+                yield name, params
+                if task.buffer_layout.names:
+                    yield name, buffers
             else:
                 assert expected is not None
                 yield name, wire.from_vector_record(records[name], expected[name], task.dtype)

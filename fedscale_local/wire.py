@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app.message.recorddict import _check_key, _SyncedDict
 from torch import Tensor
 
 from fedscale_local.vector import Layout
@@ -53,8 +54,9 @@ class LazyArray(Array):
 
     @property
     def view(self) -> Tensor:
-        flat, start, shape = (self.__dict__[name] for name in ("flat", "start", "shape"))
-        part: Tensor = flat[start : start + math.prod(shape)]
+        told = self.__dict__
+        shape, start = told["shape"], told["start"]
+        part: Tensor = told["flat"][start : start + math.prod(shape)]
         return part.view(shape)
 
     @property
@@ -162,6 +164,42 @@ def of_kind(content: RecordDict, kind: type[Kind]) -> dict[str, Kind]:
     }
 
 
+class Content(RecordDict):
+    """A message's content whose views by kind are made at once: Flower's strategies ask six times for each reply, and
+    its own way puts each record into the view and back into the content, with all checks, in 10 us."""
+
+    @property
+    def array_records(self) -> Any:
+        return _view(self, ArrayRecord)
+
+    @property
+    def metric_records(self) -> Any:
+        return _view(self, MetricRecord)
+
+    @property
+    def config_records(self) -> Any:
+        return _view(self, ConfigRecord)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RecordDict, (dict(_held(self)),)
+
+
+Content.__qualname__ = RecordDict.__qualname__
+
+
+def _view(content: RecordDict, kind: Any) -> Any:
+    """What Flower's property of this kind gives."""
+    view = _SyncedDict.__new__(_SyncedDict)
+    view.__dict__.update(
+        _check_key_fn=_check_key,
+        _check_value_fn=view.check_value,
+        _data=of_kind(content, kind),
+        recorddict=content,
+        allowed_type=kind,
+    )
+    return view
+
+
 def metric_record(metrics: Mapping[str, int | float]) -> MetricRecord:
     """A MetricRecord of these numbers."""
     record: MetricRecord = _filled(MetricRecord, dict(metrics))
@@ -263,8 +301,10 @@ def model_record(task: Task, params: Tensor, buffers: Tensor) -> ArrayRecord:
 
 def from_model_record(record: ArrayRecord, task: Task) -> tuple[Tensor, Tensor]:
     """The inverse of model_record; raises ValueError as from_record does."""
-    params, buffers = (from_record(record, part, task.dtype) for part in (task.layout, task.buffer_layout))
-    return params, buffers
+    return (
+        from_record(record, task.layout, task.dtype),
+        from_record(record, task.buffer_layout, task.dtype),
+    )
 
 
 def in_dtype(record: ArrayRecord, dtype: torch.dtype) -> ArrayRecord:
@@ -288,8 +328,9 @@ def num_bytes(content: RecordDict) -> tuple[int, int]:
     for name, record in _held(content).items():
         rest += len(name)
         if (whole := _unopened(record)) is not None:
-            arrays += _bytes(whole)
-            rest += sum(layout.num_characters for layout, _ in whole)
+            for layout, flat in whole:
+                arrays += layout.size * flat.itemsize
+                rest += layout.num_characters
             continue
         for key, value in _held(record).items():
             rest += len(key)
@@ -355,7 +396,7 @@ def content(
         records[CONFIG] = config
     if metrics is not None:
         records[METRICS] = metrics
-    filled: RecordDict = _filled(RecordDict, records)
+    filled: RecordDict = _filled(Content, records)
     return filled
 
 

@@ -144,8 +144,8 @@ class FederatedStrategy(Strategy):
 
     def _due(self, round: int) -> list[str]:
         """What the local rule sends in this round."""
-        every = {name: shared.every for name, shared in self.rule.shared.items()}
-        return [name for name in self.rule.sends if (round - 1) % every.get(name, 1) == 0]
+        shared = self.rule.shared
+        return [n for n in self.rule.sends if n not in shared or (round - 1) % shared[n].every == 0]
 
     def _wants(self, name: str, client: int) -> bool:
         """Is this shared vector to be sent? One that clients go on with themselves is sent once a version."""
@@ -235,7 +235,9 @@ class FederatedStrategy(Strategy):
             reported |= self._drift(unpacked, weights, params, d_hat)
         if wire.MOMENTUM in self.expects(server_round):
             self.momentum = weighted_sum((reply.extra[wire.MOMENTUM] for reply in unpacked), weights)
-        buffers = weighted_sum((reply.buffers for reply in unpacked), weights)
+        buffers = self.buffers
+        if self.task.buffer_layout.names:
+            buffers = weighted_sum((reply.buffers for reply in unpacked), weights)
         record = wire.model_record(self.task, params, buffers)
         if self.mechanism is not None:
             return record, MetricRecord(reported | spent)  # type: ignore[arg-type]
@@ -347,6 +349,8 @@ class FederatedStrategy(Strategy):
 
     def decoded(self, round: int, client: int, records: sending.Records) -> sending.Records:
         """A reply's records as plain vectors; ValueError for bytes that are none of their codec's."""
+        if self.experiment.sends_plain:
+            return records
         return sending.Leg(self.experiment, "up", round, client).unpack(records, self.params, self.sent)
 
     def _unpack(self, round: int, message: Message, expected: Mapping[str, int]) -> Reply:
