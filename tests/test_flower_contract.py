@@ -215,6 +215,35 @@ def test_a_record_is_the_same_whether_or_not_anybody_has_looked_into_it(look: An
     )
 
 
+def test_a_content_is_flowers_own_and_its_views_do_what_flowers_do() -> None:
+    arrays = {
+        name: wire.to_record([(LAYOUT, values(seed=seed))]) for seed, name in enumerate(("arrays", "more"))
+    }
+    config, metrics = ConfigRecord({"lr": 0.1}), MetricRecord({"n": 3})
+
+    def both() -> tuple[RecordDict, RecordDict]:
+        ours = wire.content(arrays, config, metrics)
+        return ours, RecordDict(arrays | {"config": config, "metrics": metrics})
+
+    ours, theirs = both()
+    assert ours == theirs and repr(ours) == repr(theirs) and ours.object_id == theirs.object_id
+    for kept in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
+        assert type(kept) is RecordDict and kept.object_id == theirs.object_id
+    for kind in ("array_records", "metric_records", "config_records"):
+        view, wanted = getattr(ours, kind), getattr(theirs, kind)
+        assert vars(view).keys() | {"__orig_class__"} == vars(wanted).keys() and view == wanted
+        assert (type(view), view.allowed_type) == (type(wanted), wanted.allowed_type)
+    for content in both():
+        view = content.array_records
+        view["new"] = arrays["more"]
+        del view["more"]
+        assert list(content) == ["arrays", "config", "metrics", "new"]
+        with pytest.raises(TypeError, match="Expected `ArrayRecord`"):
+            view["metrics"] = metrics
+        with pytest.raises(TypeError, match="Expected `str`"):
+            view[1] = arrays["more"]
+
+
 @pytest.mark.parametrize("make", [FedAvg, FedMedian, lambda: Krum(num_malicious_nodes=1)])
 def test_flowers_strategies_aggregate_lazy_arrays_to_the_same_bits(make: Any) -> None:
     def aggregated(record_of: Any) -> ArrayRecord:
