@@ -2,10 +2,23 @@
 
    REAL is float or double. c clients, n examples each, m units: an activation is (c, n, m) and contiguous; a bias and
    the gradient of one are (c, m) with `stride` numbers from one client to the next. Numbers that are none stay none.
-   Sums go over the examples in their order. */
+   Sums go over the examples in their order.
+
+   Where the network is one linear layer, its products are here as well: they are too small for what a library does
+   before it begins. */
 
 #include <stdint.h>
 #include <tgmath.h>
+
+/* As many numbers as a register holds, and the same anywhere in memory. */
+typedef REAL lanes __attribute__((vector_size(32)));
+typedef REAL loose __attribute__((vector_size(32), aligned(sizeof(REAL)), may_alias));
+enum { LANES = 32 / sizeof(REAL), ROWS = 2, UNITS = 5 };
+#define READ(place) (*(const loose *)(place))
+#define WRITE(place) (*(loose *)(place))
+/* For a number of times that is known here, without a loop: so what it counts through stays in registers. */
+#define EACH(i, count) _Pragma("GCC unroll 8") for (int64_t i = 0; i < (count); i++)
+#define INLINE static inline __attribute__((always_inline))
 
 /* z <- z + bias, and where is_hidden max(that, 0). */
 void affine(REAL *restrict z, const REAL *restrict bias, int64_t stride, int64_t c, int64_t n, int64_t m,
@@ -68,5 +81,99 @@ void cross_entropy(REAL *restrict z, const int64_t *restrict label, const REAL *
             row[label[example]] -= part;
         }
         loss[client] = mean;
+    }
+}
+
+/* z (rows, m) <- x w^T: `rows` rows of x, wherever they are, with `units` rows of w (units, k). */
+INLINE void products(const REAL *const *x, const REAL *w, REAL *z, int64_t k, int64_t m, const int rows,
+                     const int units)
+{
+    lanes sum[ROWS][UNITS];
+    int64_t at = 0;
+    EACH(i, rows) EACH(j, units) sum[i][j] = (lanes){0};
+    for (; at <= k - LANES; at += LANES)
+        EACH(j, units)
+        {
+            lanes b = READ(w + j * k + at);
+            EACH(i, rows) sum[i][j] += READ(x[i] + at) * b;
+        }
+    EACH(i, rows) EACH(j, units)
+    {
+        REAL total = 0;
+        EACH(lane, LANES) total += sum[i][j][lane];
+        z[i * m + j] = total;
+    }
+    for (; at < k; at++)
+        EACH(i, rows) EACH(j, units) z[i * m + j] += x[i][at] * w[j * k + at];
+}
+
+/* to <- keep * from + scale * delta^T x: `units` rows (units, k), delta (n, m), row i of x at x + k * row[i]. */
+INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, REAL *to, int64_t n,
+                 int64_t k, int64_t m, REAL keep, REAL scale, const int units)
+{
+    int64_t at = 0;
+    for (; at <= k - 2 * LANES; at += 2 * LANES) {
+        lanes low[UNITS], high[UNITS];
+        EACH(j, units) low[j] = high[j] = (lanes){0};
+        for (int64_t i = 0; i < n; i++) {
+            const REAL *place = x + k * row[i] + at;
+            lanes a = READ(place), b = READ(place + LANES);
+            EACH(j, units)
+            {
+                low[j] += a * delta[i * m + j];
+                high[j] += b * delta[i * m + j];
+            }
+        }
+        EACH(j, units)
+        {
+            const REAL *old = from + j * k + at;
+            lanes first = keep * READ(old) + scale * low[j], second = keep * READ(old + LANES) + scale * high[j];
+            WRITE(to + j * k + at) = first;
+            WRITE(to + j * k + at + LANES) = second;
+        }
+    }
+    for (; at < k; at++)
+        EACH(j, units)
+        {
+            REAL total = 0;
+            for (int64_t i = 0; i < n; i++)
+                total += x[k * row[i] + at] * delta[i * m + j];
+            to[j * k + at] = keep * from[j * k + at] + scale * total;
+        }
+}
+
+/* Softmax regression: to <- keep * v + scale * gradient of the mean cross entropy at v, which may be the same place.
+
+   v and to are c vectors, each with weights (m, k) at `weight` and biases (m) at `bias`. A client's examples are the
+   rows `row` (n) of x; loss and share are as above, and z (n, m) is to work in. */
+void regression(const REAL *x, const int64_t *row, const int64_t *label, const REAL *share, const REAL *v, REAL *to,
+                REAL *loss, REAL *z, int64_t v_stride, int64_t to_stride, int64_t weight, int64_t bias, int64_t c,
+                int64_t n, int64_t k, int64_t m, double keep, double scale)
+{
+    for (int64_t client = 0; client < c; client++, row += n, label += n, v += v_stride, to += to_stride) {
+        const REAL *w = v + weight, *b = v + bias;
+        for (int64_t i = 0; i < n; i += ROWS) {
+            const REAL *place[ROWS] = {x + k * row[i], x + k * row[i + 1 < n ? i + 1 : i]};
+            int64_t j = 0;
+            if (i + ROWS <= n)
+                for (; j <= m - UNITS; j += UNITS)
+                    products(place, w + j * k, z + i * m + j, k, m, ROWS, UNITS);
+            for (; j < m; j++)
+                for (int64_t rest = i; rest < n && rest < i + ROWS; rest++)
+                    products(place + (rest - i), w + j * k, z + rest * m + j, k, m, 1, 1);
+        }
+        affine(z, b, 0, 1, n, m, 0);
+        cross_entropy(z, label, share ? share + client * n : share, loss + client, 1, n, m);
+        int64_t j = 0;
+        for (; j <= m - UNITS; j += UNITS)
+            sums(x, row, z + j, w + j * k, to + weight + j * k, n, k, m, keep, scale, UNITS);
+        for (; j < m; j++)
+            sums(x, row, z + j, w + j * k, to + weight + j * k, n, k, m, keep, scale, 1);
+        for (j = 0; j < m; j++) {
+            REAL total = 0;
+            for (int64_t i = 0; i < n; i++)
+                total += z[i * m + j];
+            to[bias + j] = keep * b[j] + scale * total;
+        }
     }
 }

@@ -12,7 +12,9 @@ such networks; Looped and Stacked prove the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ctypes import c_int64, c_void_p
+from ctypes import c_double, c_int64, c_void_p
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,17 @@ def layers(task: Task) -> list[nn.Linear] | None:
         and all(p.requires_grad for p in task.module.parameters())
     )
     return [part for part in linear if isinstance(part, nn.Linear)] if is_dense else None
+
+
+def make(task: Task, linear: list[nn.Linear], is_compiled: bool) -> Dense:
+    """The stacked oracle of a network of these layers, the fastest that there is."""
+    if not is_compiled:
+        return Dense(task, linear)
+    compiled = Compiled(task, linear)
+    is_classifier = compiled.has_all_labels and task.dataset.kind == "classification"
+    if is_classifier and len(linear) == 1 and linear[0].bias is not None and task.resident is not None:
+        return Regression(task, linear)
+    return compiled
 
 
 class Dense(Stacked):
@@ -142,8 +155,9 @@ class Compiled(Dense):
     def __init__(self, task: Task, linear: list[nn.Linear]) -> None:
         super().__init__(task, linear)
         self.native = native.library("dense", task.dtype)
-        for function, num_pointers, num_sizes in _FUNCTIONS:
-            getattr(self.native, function).argtypes = num_pointers * [c_void_p] + num_sizes * [c_int64]
+        for function, *counts in _FUNCTIONS:
+            kinds = zip((c_void_p, c_int64, c_double), counts, strict=True)
+            getattr(self.native, function).argtypes = [kind for kind, count in kinds for _ in range(count)]
         # C would write beside a row that has no place for a label.
         self.has_all_labels = linear[-1].out_features >= (task.dataset.num_classes or 0)
 
@@ -170,8 +184,56 @@ class Compiled(Dense):
         return loss, outputs
 
 
-_FUNCTIONS = (("affine", 2, 5), ("backward", 3, 4), ("cross_entropy", 4, 3))
-"""Of dense.c: the name, and how many pointers and then sizes it takes."""
+class Regression(Compiled):
+    """Softmax regression: a client's step is one walk over its examples, where they lie.
+
+    The x of its batches (clients, B) are the numbers of the examples.
+    """
+
+    def _examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return index, self.task.labels.index_select(0, index)
+
+    def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, **options: Any) -> Any:
+        x, _ = self.task.examples(batch.x.flatten())
+        return super()._map(function, v, replace(batch, x=x.unflatten(0, batch.x.shape)), *more, **options)
+
+    @torch.no_grad()
+    def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        gradient = torch.empty_like(v)
+        return self._walk(v, gradient, batch, self.task.weight_decay, 1.0), gradient
+
+    @torch.no_grad()
+    def descend(self, v: Tensor, batch: Batch, step_size: float) -> Tensor:
+        return self._walk(v, v, batch, 1.0 - step_size * self.task.weight_decay, -step_size)
+
+    def _walk(self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float) -> Tensor:
+        """to <- keep * v + scale * gradient (clients, d), and the loss (clients,)."""
+        ((weight, bias, units, inputs),), (clients, size) = self.places, batch.x.shape
+        assert self.task.resident is not None and bias is not None
+        loss, logits, rows, labels = (
+            v.new_empty(clients),
+            v.new_empty(size, units),
+            batch.x.contiguous(),
+            batch.y.contiguous(),
+        )
+        shares = None if batch.mask is None else _shares(batch.mask)
+        self.native.regression(
+            self.task.resident.data_ptr(),
+            rows.data_ptr(),
+            labels.data_ptr(),
+            None if shares is None else shares.data_ptr(),
+            v.data_ptr(),
+            to.data_ptr(),
+            loss.data_ptr(),
+            logits.data_ptr(),
+            *(v.stride(0), to.stride(0), weight, bias, clients, size, inputs, units),
+            *(keep, scale),
+        )
+        return loss
+
+
+_FUNCTIONS = (("affine", 2, 5, 0), ("backward", 3, 4, 0), ("cross_entropy", 4, 3, 0), ("regression", 8, 8, 2))
+"""Of dense.c: the name, and how many pointers, then sizes, then numbers it takes."""
 
 
 def _shares(mask: Tensor) -> Tensor:

@@ -169,12 +169,10 @@ class Task:
 
     @cached_property
     def stacked(self) -> Stacked:
-        from fedscale_local.dense import Compiled, Dense, layers
+        from fedscale_local import dense
 
-        linear = layers(self) if self.precision == "full" else None
-        if linear is None:
-            return Stacked(self)
-        return Compiled(self, linear) if self.is_compiled else Dense(self, linear)
+        linear = dense.layers(self) if self.precision == "full" else None
+        return Stacked(self) if linear is None else dense.make(self, linear, self.is_compiled)
 
     @cached_property
     def reads_images(self) -> bool:
@@ -418,9 +416,13 @@ class Stacked(Oracle):
             index = pad_sequence(list(indices), batch_first=True).flatten()
             is_there = torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)
             mask = self.task.there(is_there.to(self.task.dtype))
-        x, y = self.task.examples(index)
+        x, y = self._examples(index)
         drawn = self.task.there(pad_sequence(list(noise), batch_first=True)) if noise else None
         return Batch(x.unflatten(0, shape), y.unflatten(0, shape), mask, drawn, slice(0, len(sizes)))
+
+    def _examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """What a batch has of these training examples (n,): x and y."""
+        return self.task.examples(index)
 
     def start(self, x: Tensor) -> Tensor:
         """The stack's own copy of x (clients, d)."""

@@ -21,7 +21,7 @@ from whole_runs import NATURAL, run, save_arrays
 
 from fedscale_local import native
 from fedscale_local.cli import main
-from fedscale_local.dense import Compiled, Dense, layers
+from fedscale_local.dense import Compiled, Dense, Regression, layers, make
 from fedscale_local.errors import FedscaleError
 from fedscale_local.tasks import Batch, Task
 
@@ -98,6 +98,47 @@ def test_loss_gradient_and_step_are_those_of_torch(
         close(v, before - 0.3 * gradient)
         v.copy_(before)
     assert torch.equal(stack[:: clients + 1], around)  # the stack's other clients do not move
+
+
+@needs_compiler
+@settings(max_examples=60, deadline=None)
+@given(
+    inputs=st.integers(1, 40),
+    outputs=st.integers(2, 12),
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+)
+def test_one_linear_layer_steps_on_examples_where_they_lie(
+    inputs: int, outputs: int, sizes: list[int], dtype: torch.dtype, weight_decay: float
+) -> None:
+    """Whatever is left over of registers and of pairs of examples; with shares where the batches are ragged."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(inputs, outputs))
+    task = Task(module, dataset(shape=(1, inputs), num_classes=outputs, n=9), dtype, weight_decay)
+    linear = layers(task)
+    assert linear is not None
+    slow, fast = make(task, linear, False), make(task, linear, True)
+    assert (type(slow), type(fast)) == (Dense, Regression)
+    rows = [torch.randint(9, (size,)) for size in sizes]
+    read, lying = slow.batch(rows, []), fast.batch(rows, [])
+    v = task.initial_params + 0.3 * torch.randn(len(sizes), task.layout.size, dtype=dtype)
+    close = partial(torch.testing.assert_close, **dict.fromkeys(("rtol", "atol"), TOLERANCE[dtype]))
+    loss, gradient = slow.gradient(v, read)
+    for found, wanted in zip(fast.gradient(v, lying), (loss, gradient), strict=True):
+        close(found, wanted)
+    z = torch.randn(task.layout.size, dtype=dtype)
+    close(fast.hessian_vector(v, lying, z), slow.hessian_vector(v, read, z))
+    moved = v.clone()
+    close(fast.descend(moved, lying, 0.3), loss)
+    close(moved, v - 0.3 * gradient)
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_classes", [3, 7])
+def test_one_linear_layer_is_walked_only_where_every_label_has_an_output(num_classes: int) -> None:
+    task = Task(nn.Linear(5, 3), dataset(shape=(5,), num_classes=num_classes), torch.float32)
+    assert type(make(task, layers(task) or [], True)) is (Regression if num_classes == 3 else Compiled)
 
 
 @needs_compiler
