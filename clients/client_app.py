@@ -203,7 +203,6 @@ def _answered(
         named = zip((wire.TEST_LOSS, wire.TEST_ACCURACY), update.test, strict=True)
         told = {name: value for name, value in named if value is not None}
         return adapter.reply(wire.content({}, metrics=wire.metric_record(told)), message)
-    leg = sending.Leg(experiment, "up", order.round, order.client)
     vectors = _vectors(experiment, order, said)
     if experiment.secure is not None:
         try:
@@ -212,13 +211,17 @@ def _answered(
             return adapter.error_reply(f"client {order.client}, round {order.round}: {error}", message)
         _keep(experiment, context, order, update)
         return adapter.reply(content, message)
-    records = _records(experiment, vectors, said)
-    try:
-        packed, residuals = leg.pack(records, order.params, _kept(context))
-    except ValueError as error:
-        return adapter.error_reply(str(ClientError("pack", order.client, order.round, str(error))), message)
-    for key, residual in residuals.items():
-        context.state[sending.residual_key(key)] = wire.vector_record(residual)
+    packed = _records(experiment, vectors, said)
+    if not experiment.sends_plain:
+        leg = sending.Leg(experiment, "up", order.round, order.client)
+        try:
+            packed, residuals = leg.pack(packed, order.params, _kept(context))
+        except ValueError as error:
+            return adapter.error_reply(
+                str(ClientError("pack", order.client, order.round, str(error))), message
+            )
+        for key, residual in residuals.items():
+            context.state[sending.residual_key(key)] = wire.vector_record(residual)
     _keep(experiment, context, order, update)
     metrics = _metrics(experiment, order, update)
     return adapter.reply(wire.content(packed, metrics=metrics), message)
@@ -297,7 +300,7 @@ def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, r
 
 def _kept(context: Context) -> dict[str, ArrayRecord]:
     """The vectors that this client keeps."""
-    return wire.of_kind(context.state, ArrayRecord)
+    return wire.of_kind(context.state, ArrayRecord) if context.state else {}
 
 
 def _rule_state(
@@ -421,7 +424,7 @@ def _metrics(experiment: Experiment, order: Order, update: ClientUpdate) -> Metr
 
 def _keep(experiment: Experiment, context: Context, order: Order, update: ClientUpdate) -> None:
     """What this client needs in later rounds; nothing is kept that a later round would not read."""
-    if order.round == 0:
+    if order.round == 0 or not experiment.clients_keep_state:
         return
     if order.prepare:
         context.state[wire.ARRAYS] = wire.model_record(experiment.task, order.params, order.buffers)

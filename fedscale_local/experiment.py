@@ -203,7 +203,7 @@ class Experiment:
         seldom = config.refresh_every > 1 or config.statistic == "displacement"
         return config.scope == "global" and seldom and not self.scaling.is_identity
 
-    @property
+    @cached_property
     def clients_keep_state(self) -> bool:
         """Does a client need in a later round what only it has? Of somebody else's nobody knows."""
         if isinstance(self.config.client, CustomClient):
