@@ -185,8 +185,9 @@ class Task:
         return self.memory_format == "channels_last" and self.reads_images
 
     def inputs(self, x: Tensor) -> Tensor:
+        """What the model sees of stored examples x; it may lie in the same memory."""
         seen = inputs(self.dataset, x, self.dtype)
-        return seen.clone(memory_format=torch.channels_last) if self.takes_channels_last else seen
+        return _channels_last(seen) if self.takes_channels_last else seen
 
     @cached_property
     def resident(self) -> Tensor | None:
@@ -253,7 +254,7 @@ class Task:
         chunk = max(1, min(1024, 2_000_000 // max(1, x[:1].numel())))
         for start in range(0, len(x), chunk):
             part = slice(start, start + chunk)
-            outputs = module(self.inputs(self.there(x[part])))
+            outputs = module(self.inputs(self.there(x[part].clone())))  # a module may change what it is given
             yield part, losses(self.dataset.kind, outputs, self.targets(self.there(y[part])))
 
     def named(self, params: Tensor, buffers: Tensor) -> dict[str, Tensor]:
@@ -261,6 +262,14 @@ class Task:
         averaged = self.layout.split(params) | self.buffer_layout.split(buffers)
         rest = {n: t.cpu() for n, t in self.module.state_dict().items() if n not in averaged}
         return averaged | rest | self.untrained
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Images (n, C, H, W) with a pixel's channels side by side. One channel is, and nothing but the strides says so."""
+    _, channels, height, width = images.shape
+    if channels == 1 and images.is_contiguous():
+        return images.as_strided(images.shape, (height * width, 1, width, 1))
+    return images.clone(memory_format=torch.channels_last)
 
 
 class Looped(Oracle):
