@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import machine, save
+from benchmarks.machine import gemm_peak, machine, save, wait
 from fedscale_local import compose, experiment, reports
 from fedscale_local.models import dense, resnet
 
@@ -128,31 +128,12 @@ def plain(work: Work, x: Tensor, y: Tensor) -> tuple[list[float], float]:
         return np.diff(ends).tolist(), float(F.cross_entropy(module(x[:200]), y[:200]))
 
 
-def wait(device: torch.device) -> None:
-    """Until the GPU has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def gflop(work: Work) -> float:
     """Products and convolutions of one round, forward and backward, by PyTorch's counter."""
     module, x = work.module().to("meta"), torch.zeros(work.batch_size, *work.shape, device="meta")
     with FlopCounterMode(display=False) as counter:
         module(x).sum().backward()
     return counter.get_total_flops() * work.clients * work.local_steps / 1e9
-
-
-def gemm_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """GFLOP/s of a matrix product; the best of ten."""
-    a, b = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        wait(device)
-        began = time.perf_counter()
-        a @ b
-        wait(device)
-        best = min(best, time.perf_counter() - began)
-    return 2e-9 * size**3 / best
 
 
 def measured(work: Work, data: Path, device: torch.device, passes: int) -> dict[str, Any]:
@@ -220,7 +201,7 @@ def main() -> int:
     for name in arguments.work.split(","):
         work = (SMALL if arguments.small else WORKS)[name]
         peaks = {
-            str(dtype).removeprefix("torch."): gemm_peak(device, dtype, size)
+            str(dtype).removeprefix("torch."): gemm_peak(size, device, dtype)
             for dtype in (torch.float32, torch.bfloat16)
         }
         with tempfile.TemporaryDirectory() as folder:

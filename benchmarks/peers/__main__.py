@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import machine, save
+from benchmarks.machine import gemm_peak, machine, save
 from benchmarks.peers import work as works
 from benchmarks.peers.torch_models import build
 from fedscale_local import compose, experiment
@@ -73,17 +73,6 @@ def gflop(work: works.Work, data: dict[str, np.ndarray]) -> float:
         batch = torch.from_numpy(data["x"][: work.batch_size])
         build(work.model)(batch).sum().backward()
     return counter.get_total_flops() * work.clients_per_round * work.local_steps / 1e9
-
-
-def gemm_peak(size: int = 1536) -> float:
-    """GFLOP/s of a float32 matrix product on all cores; the best of ten."""
-    a, b = torch.rand(size, size), torch.rand(size, size)
-    best = float("inf")
-    for _ in range(10):
-        began = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - began)
-    return 2e-9 * size**3 / best
 
 
 def python(peer: str, environments: Path) -> str:
