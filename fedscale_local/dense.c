@@ -39,21 +39,22 @@ void affine(REAL *restrict z, const REAL *restrict bias, int64_t stride, int64_t
         }
 }
 
-/* delta <- delta where hidden > 0, else 0 (as it is where hidden is not given); total <- its sum over the examples. */
-void backward(REAL *restrict delta, const REAL *restrict hidden, REAL *restrict total, int64_t stride, int64_t c,
-              int64_t n, int64_t m)
+/* delta <- delta where hidden > 0, else 0 (as it is where hidden is not given); to <- keep * bias + scale * its sum over
+   the examples, which may be the same place. What is not kept is not read. */
+void backward(REAL *restrict delta, const REAL *restrict hidden, const REAL *bias, REAL *to, int64_t stride,
+              int64_t to_stride, int64_t c, int64_t n, int64_t m, double keep, double scale)
 {
-    for (int64_t client = 0; client < c; client++) {
-        REAL *sum = total + client * stride;
+    REAL kept = keep, scaled = scale;
+    for (int64_t client = 0; client < c; client++, bias += stride, to += to_stride) {
         for (int64_t unit = 0; unit < m; unit++)
-            sum[unit] = 0;
+            to[unit] = kept ? kept * bias[unit] : 0;
         for (int64_t example = 0; example < n; example++) {
             int64_t start = (client * n + example) * m;
             if (hidden)
                 for (int64_t unit = 0; unit < m; unit++)
                     delta[start + unit] = hidden[start + unit] > 0 ? delta[start + unit] : 0;
             for (int64_t unit = 0; unit < m; unit++)
-                sum[unit] += delta[start + unit];
+                to[unit] += scaled * delta[start + unit];
         }
     }
 }
@@ -107,7 +108,7 @@ INLINE void products(const REAL *const *x, const REAL *w, REAL *z, int64_t k, in
         EACH(i, rows) EACH(j, units) z[i * m + j] += x[i][at] * w[j * k + at];
 }
 
-/* to <- keep * from + scale * delta^T x: `units` rows (units, k), delta (n, m), row i of x at x + k * row[i]. */
+/* to <- keep * from + scale * delta^T x, what is not kept not being read: `units` rows (units, k), delta (n, m), row i of x at x + k * row[i]. */
 INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, REAL *to, int64_t n,
                  int64_t k, int64_t m, REAL keep, REAL scale, const int units)
 {
@@ -127,9 +128,11 @@ INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REA
         EACH(j, units)
         {
             const REAL *old = from + j * k + at;
-            lanes first = keep * READ(old) + scale * low[j], second = keep * READ(old + LANES) + scale * high[j];
-            WRITE(to + j * k + at) = first;
-            WRITE(to + j * k + at + LANES) = second;
+            low[j] *= scale, high[j] *= scale;
+            if (keep)
+                low[j] += keep * READ(old), high[j] += keep * READ(old + LANES);
+            WRITE(to + j * k + at) = low[j];
+            WRITE(to + j * k + at + LANES) = high[j];
         }
     }
     for (; at < k; at++)
@@ -138,7 +141,7 @@ INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REA
             REAL total = 0;
             for (int64_t i = 0; i < n; i++)
                 total += x[k * row[i] + at] * delta[i * m + j];
-            to[j * k + at] = keep * from[j * k + at] + scale * total;
+            to[j * k + at] = (keep ? keep * from[j * k + at] : 0) + scale * total;
         }
 }
 
@@ -169,11 +172,6 @@ void regression(const REAL *x, const int64_t *row, const int64_t *label, const R
             sums(x, row, z + j, w + j * k, to + weight + j * k, n, k, m, keep, scale, UNITS);
         for (; j < m; j++)
             sums(x, row, z + j, w + j * k, to + weight + j * k, n, k, m, keep, scale, 1);
-        for (j = 0; j < m; j++) {
-            REAL total = 0;
-            for (int64_t i = 0; i < n; i++)
-                total += z[i * m + j];
-            to[bias + j] = keep * b[j] + scale * total;
-        }
+        backward(z, 0, b, to + bias, 0, 0, 1, n, m, keep, scale);
     }
 }

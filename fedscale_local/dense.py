@@ -11,7 +11,6 @@ such networks; Looped and Stacked prove the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from ctypes import c_double, c_int64, c_void_p
 from dataclasses import replace
 from typing import Any
@@ -73,49 +72,32 @@ class Dense(Stacked):
             for weight, bias, rows, columns in self.places
         ]
 
-    @torch.no_grad()
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(v)
-        parts = self._weights(gradient)
+        return self._walk(v, gradient, batch, self.task.weight_decay, 1.0), gradient
 
-        def put(level: int, delta: Tensor, hidden: Tensor) -> None:
-            torch.bmm(delta.mT, hidden, out=parts[level][0])
-
-        loss = self._differentiate(self._weights(v), batch, [d_bias for _, d_bias in parts], put)
-        return loss, self._decayed(gradient, v)
-
-    @torch.no_grad()
     def descend(self, v: Tensor, batch: Batch, step_size: float) -> Tensor:
         """The product that gives a weight's gradient adds it to the weight as well: so it is never written anywhere."""
-        weights, keep = self._weights(v), 1.0 - step_size * self.task.weight_decay
-        d_biases = [None if bias is None else bias.new_empty(bias.shape) for _, bias in weights]
+        return self._walk(v, v, batch, 1.0 - step_size * self.task.weight_decay, -step_size)
 
-        def add(level: int, delta: Tensor, hidden: Tensor) -> None:
-            weights[level][0].baddbmm_(delta.mT, hidden, beta=keep, alpha=-step_size)
+    @torch.no_grad()
+    def _walk(self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float) -> Tensor:
+        """The loss at v (clients,), and to <- keep * v + scale * its gradient (clients, d), which may be in v's place.
 
-        loss = self._differentiate(weights, batch, d_biases, add)
-        for (_, bias), d_bias in zip(weights, d_biases, strict=True):
-            if bias is not None and d_bias is not None:
-                bias.mul_(keep).sub_(d_bias, alpha=step_size)
-        return loss
-
-    def _differentiate(
-        self,
-        weights: Sequence[tuple[Tensor, Tensor | None]],
-        batch: Batch,
-        d_biases: Sequence[Tensor | None],
-        take: Callable[[int, Tensor, Tensor], None],
-    ) -> Tensor:
-        """The loss (clients,); d_biases are filled, and `take` is given level, delta_l and h_(l-1) of each layer."""
+        What is not kept is not read, so it may be no number.
+        """
+        weights = self._weights(v)
+        places = weights if to is v else self._weights(to)
         hidden = [batch.x.flatten(2)]
         for level, (weight, bias) in enumerate(weights, start=1):
             hidden.append(self._affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(weights)))
         loss, delta = self._loss(hidden[-1], batch)
         for level in reversed(range(len(weights))):
+            (weight, bias), (to_weight, to_bias) = weights[level], places[level]
             relu = None if level + 1 == len(weights) else hidden[level + 1]
-            delta = self._backward(delta, relu, d_biases[level])
-            before = delta @ weights[level][0] if level else delta
-            take(level, delta, hidden[level])
+            delta = self._backward(delta, relu, bias, to_bias, keep, scale)
+            before = delta @ weight if level else delta
+            torch.baddbmm(weight, delta.mT, hidden[level], beta=keep, alpha=scale, out=to_weight)
             delta = before
         return loss
 
@@ -124,11 +106,20 @@ class Dense(Stacked):
         z = z if bias is None else z.add_(bias.unsqueeze(1))
         return z.relu_() if is_hidden else z
 
-    def _backward(self, delta: Tensor, hidden: Tensor | None, d_bias: Tensor | None) -> Tensor:
-        """delta before the ReLU that gave `hidden`, in its place, and its sum over the batch in d_bias."""
+    def _backward(
+        self,
+        delta: Tensor,
+        hidden: Tensor | None,
+        bias: Tensor | None,
+        to: Tensor | None,
+        keep: float,
+        scale: float,
+    ) -> Tensor:
+        """delta before the ReLU that gave `hidden`, in its place; to <- keep * bias + scale * its sum over examples."""
         delta = delta if hidden is None else delta.mul_(hidden.sign())
-        if d_bias is not None:
-            torch.sum(delta, dim=1, out=d_bias)
+        if bias is not None and to is not None:
+            total = delta.sum(1).mul_(scale)
+            to.copy_(total.add_(bias, alpha=keep) if keep else total)
         return delta
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -167,11 +158,25 @@ class Compiled(Dense):
         self.native.affine(z.data_ptr(), bias.data_ptr(), bias.stride(0), *z.shape, is_hidden)
         return z
 
-    def _backward(self, delta: Tensor, hidden: Tensor | None, d_bias: Tensor | None) -> Tensor:
-        if d_bias is None:
-            return super()._backward(delta, hidden, d_bias)
-        at = None if hidden is None else hidden.data_ptr()
-        self.native.backward(delta.data_ptr(), at, d_bias.data_ptr(), d_bias.stride(0), *delta.shape)
+    def _backward(
+        self,
+        delta: Tensor,
+        hidden: Tensor | None,
+        bias: Tensor | None,
+        to: Tensor | None,
+        keep: float,
+        scale: float,
+    ) -> Tensor:
+        if bias is None or to is None:
+            return super()._backward(delta, hidden, bias, to, keep, scale)
+        self.native.backward(
+            delta.data_ptr(),
+            None if hidden is None else hidden.data_ptr(),
+            bias.data_ptr(),
+            to.data_ptr(),
+            *(bias.stride(0), to.stride(0), *delta.shape),
+            *(keep, scale),
+        )
         return delta
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -197,17 +202,7 @@ class Regression(Compiled):
         x, _ = self.task.examples(batch.x.flatten())
         return super()._map(function, v, replace(batch, x=x.unflatten(0, batch.x.shape)), *more, **options)
 
-    @torch.no_grad()
-    def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        gradient = torch.empty_like(v)
-        return self._walk(v, gradient, batch, self.task.weight_decay, 1.0), gradient
-
-    @torch.no_grad()
-    def descend(self, v: Tensor, batch: Batch, step_size: float) -> Tensor:
-        return self._walk(v, v, batch, 1.0 - step_size * self.task.weight_decay, -step_size)
-
     def _walk(self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float) -> Tensor:
-        """to <- keep * v + scale * gradient (clients, d), and the loss (clients,)."""
         ((weight, bias, units, inputs),), (clients, size) = self.places, batch.x.shape
         assert self.task.resident is not None and bias is not None
         loss, logits, rows, labels = (
@@ -232,7 +227,7 @@ class Regression(Compiled):
         return loss
 
 
-_FUNCTIONS = (("affine", 2, 5, 0), ("backward", 3, 4, 0), ("cross_entropy", 4, 3, 0), ("regression", 8, 8, 2))
+_FUNCTIONS = (("affine", 2, 5, 0), ("backward", 4, 5, 2), ("cross_entropy", 4, 3, 0), ("regression", 8, 8, 2))
 """Of dense.c: the name, and how many pointers, then sizes, then numbers it takes."""
 
 
