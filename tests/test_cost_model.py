@@ -49,6 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Seconds], list[str]]:
 
         def measured(task: object, way: cost_model.Way, batch_size: int, precision: str) -> float:
             name = str(way).removesuffix(" channels_last")
+            name += " on one example" if batch_size == 1 else ""
             tried.append(name)
             return seconds[name]
 
@@ -113,6 +114,18 @@ def test_images_are_tried_in_both_orders_of_memory(
     assert found("engine.mode=looped") == cost_model.LOOPED
     assert found("engine.mode=looped", "engine.memory_format=contiguous").memory_format == "contiguous"
     assert found("engine.memory_format=channels_last") == cost_model.LOOPED
+
+
+@pytest.mark.parametrize(("one_example", "is_tried"), [(0.9e-4, False), (1.1e-4, True)])
+def test_a_network_with_convolutions_is_stacked_only_where_a_step_is_not_its_examples(
+    machine: Callable[[Seconds], list[str]], images: tuple[str, ...], one_example: float, is_tried: bool
+) -> None:
+    tried = machine(
+        {"looped 1": 3e-4, "looped 1 on one example": one_example, "stacked 4": 1e-4, "stacked 8": 1e-4}
+    )
+    built = experiment.build(configured(*images, "model=cnn", "engine.memory_format=channels_last"))
+    assert cost_model.choose(built)[0] == (("stacked", 4, "channels_last") if is_tried else cost_model.LOOPED)
+    assert tried == ["looped 1", "looped 1 on one example", *(["stacked 4", "stacked 8"] if is_tried else [])]
 
 
 def test_a_size_that_is_asked_for_is_taken(machine: Callable[[Seconds], list[str]]) -> None:

@@ -180,8 +180,8 @@ def _tensor(x: np.ndarray, images: bool, where: str) -> torch.Tensor:
             )
         return torch.tensor(x)
     with np.errstate(over="ignore"):  # refused below
-        stored = x.astype(np.float64 if x.dtype == np.float64 else np.float32)
-    if not np.isfinite(stored).all():
+        stored = x.astype(np.float64 if x.dtype == np.float64 else np.float32, copy=not x.flags.writeable)
+    if stored.dtype != x.dtype and not np.isfinite(stored).all():
         raise DataError(where, f"x has values beyond float32 ({x.dtype})", "save x as float64")
     return torch.from_numpy(stored)
 

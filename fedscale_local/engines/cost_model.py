@@ -41,6 +41,8 @@ GAIN = 1.1
 """How much faster a larger stack, or another way than the reference, must be to be worth it."""
 TRIAL_SECONDS = 0.5
 """What the smallest stack may take to be tried, if it is no faster than client after client: then it is arithmetic."""
+DISPATCH = 1 / 3
+"""The part of a step that one of a single example must take for a stack by torch.func to be tried: it saves no more."""
 EXAMPLES = 4096
 """Of the training set, which the measured steps draw from."""
 REPEATS, SECONDS = 20, 0.05
@@ -75,7 +77,11 @@ def choose(experiment: Experiment) -> tuple[Way, dict[str, float]]:
     best: Way | None = None
     with _alone():
         for way in _ways(task, config):
-            if best is not None and way.stack_size > 1 and seconds[best] * way.stack_size * 3 > TRIAL_SECONDS:
+            if (
+                best is not None
+                and way.stack_size > 1
+                and not _may_gain(experiment, way, best, seconds[best])
+            ):
                 break
             seconds[way] = _seconds(experiment, way)
             if best is None or seconds[way] * GAIN < seconds[best]:
@@ -84,6 +90,15 @@ def choose(experiment: Experiment) -> tuple[Way, dict[str, float]]:
                 break  # a larger one gains less still
     assert best is not None
     return best, {str(way): found for way, found in seconds.items() if found < float("inf")}
+
+
+def _may_gain(experiment: Experiment, way: Way, best: Way, seconds: float) -> bool:
+    """Can this stack be faster than the best way so far, by enough to be worth a trial?"""
+    if seconds * way.stack_size * 3 > TRIAL_SECONDS:
+        return False
+    if best.stack_size > 1 or dense.layers(experiment.task) is not None:
+        return True
+    return _seconds(experiment, best, batch_size=1) > DISPATCH * seconds
 
 
 def modes(task: Task, config: InProcess) -> list[str]:
@@ -126,10 +141,10 @@ def _ways(task: Task, config: InProcess) -> Iterator[Way]:
             yield from (Way(mode, size, formats[0]) for size in sizes)
 
 
-def _seconds(experiment: Experiment, way: Way) -> float:
+def _seconds(experiment: Experiment, way: Way, batch_size: int | None = None) -> float:
     """Of a client's step; infinite where the model cannot be computed so, or at all, as its clients will tell."""
-    task, config = experiment.task, experiment.config
-    module, shape, batch = repr(task.module), repr(task.layout.shapes), _batch_size(experiment)
+    task, config, batch = experiment.task, experiment.config, batch_size or _batch_size(experiment)
+    module, shape = repr(task.module), repr(task.layout.shapes)
     data = f"{task.dataset.kind} {task.dataset.input_shape} {task.dataset.num_classes} {task.dataset.x.dtype}"
     machine = user_cache.key(user_cache.processor(), torch.__version__)
     precision = getattr(config.engine, "precision", "full")
