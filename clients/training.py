@@ -258,13 +258,9 @@ def _stream(
     experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order], parts: Sequence[list[Tensor]]
 ) -> Iterator[Batch]:
     """The cohort's mini-batches, step by step, each with those clients that still step."""
-    noises = [_noise(experiment, order, own) for order, own in zip(orders, parts, strict=True)]
-    for step in range(len(parts[0])):
-        active = [i for i, own in enumerate(parts) if len(own) > step]
-        yield oracle.batch(
-            [parts[i][step] for i in active],
-            [noise[step] for i in active if (noise := noises[i]) is not None],
-        )
+    return oracle.batches(
+        parts, [_noise(experiment, order, own) for order, own in zip(orders, parts, strict=True)]
+    )
 
 
 def _noise(experiment: Experiment, order: Order, parts: Sequence[Tensor]) -> list[Tensor] | None:

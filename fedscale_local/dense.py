@@ -195,12 +195,12 @@ class Regression(Compiled):
     The x of its batches (clients, B) are the numbers of the examples.
     """
 
-    def _examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return index, self.task.labels.index_select(0, index)
+    def _inputs(self, index: Tensor) -> Tensor:
+        return index
 
     def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, **options: Any) -> Any:
-        x, _ = self.task.examples(batch.x.flatten())
-        return super()._map(function, v, replace(batch, x=x.unflatten(0, batch.x.shape)), *more, **options)
+        x = self.task.inputs_of(batch.x.flatten()).unflatten(0, batch.x.shape)
+        return super()._map(function, v, replace(batch, x=x), *more, **options)
 
     def _walk(self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float) -> Tensor:
         ((weight, bias, units, inputs),), (clients, size) = self.places, batch.x.shape

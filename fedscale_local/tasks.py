@@ -210,11 +210,14 @@ class Task:
     def examples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the training examples `indices` (B,), in host memory or on the device."""
         indices = self.there(indices)
-        y = self.labels.index_select(0, indices)
+        return self.inputs_of(indices), self.labels.index_select(0, indices)
+
+    def inputs_of(self, indices: Tensor) -> Tensor:
+        """What the model sees of the training examples `indices` (B,), which are on the device."""
         if self.resident is None:
-            return self.inputs(self.stored[indices]), y
+            return self.inputs(self.stored[indices])
         x = self.resident.index_select(0, indices)  # by index alone it would take twice as long
-        return x.movedim(-1, 1) if self.takes_channels_last else x, y
+        return x.movedim(-1, 1) if self.takes_channels_last else x
 
     def targets(self, y: Tensor) -> Tensor:
         return y.to(self.dtype) if self.dataset.kind == "regression" else y
@@ -315,6 +318,14 @@ class Looped(Oracle):
         (index,) = indices
         x, y = self.task.examples(index)
         return Batch(x, y, noise=self.task.there(noise[0]) if noise else None)
+
+    def batches(
+        self, parts: Sequence[Sequence[Tensor]], noises: Sequence[Sequence[Tensor] | None]
+    ) -> Iterator[Batch]:
+        """The mini-batches of the local steps, whose training examples are parts[0]."""
+        ((own,), (noise,)) = parts, noises
+        for step, index in enumerate(own):
+            yield self.batch([index], [] if noise is None else [noise[step]])
 
     def start(self, x: Tensor) -> Tensor:
         return self.params.copy_(x)
@@ -425,13 +436,33 @@ class Stacked(Oracle):
             index = pad_sequence(list(indices), batch_first=True).flatten()
             is_there = torch.arange(shape[1]) < torch.tensor(sizes).unsqueeze(1)
             mask = self.task.there(is_there.to(self.task.dtype))
-        x, y = self._examples(index)
+        index = self.task.there(index)
+        x, y = self._inputs(index), self.task.labels.index_select(0, index)
         drawn = self.task.there(pad_sequence(list(noise), batch_first=True)) if noise else None
         return Batch(x.unflatten(0, shape), y.unflatten(0, shape), mask, drawn, slice(0, len(sizes)))
 
-    def _examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """What a batch has of these training examples (n,): x and y."""
-        return self.task.examples(index)
+    def batches(
+        self, parts: Sequence[Sequence[Tensor]], noises: Sequence[Sequence[Tensor] | None]
+    ) -> Iterator[Batch]:
+        """The mini-batches of the local steps, each with those clients that still step; they come first."""
+        sizes = {index.shape[0] for own in parts for index in own}
+        if len(sizes) == 1 and len(parts[0]) == len(parts[-1]) and noises[0] is None:
+            # Most often all are alike: then what does not depend on v is looked up for all steps together.
+            clients, steps = len(parts), len(parts[0])
+            index = self.task.there(torch.stack([torch.cat(list(own)) for own in parts]))
+            index = index.unflatten(1, (steps, *sizes)).transpose(0, 1).flatten(1)  # (steps, clients * B)
+            labels = self.task.labels.index_select(0, index.flatten()).unflatten(0, (steps, clients, *sizes))
+            for own, y in zip(index, labels, strict=True):
+                yield Batch(self._inputs(own).unflatten(0, (clients, *sizes)), y, rows=slice(0, clients))
+            return
+        for step in range(len(parts[0])):
+            active = [i for i, own in enumerate(parts) if len(own) > step]
+            drawn = [noise[step] for i in active if (noise := noises[i]) is not None]
+            yield self.batch([parts[i][step] for i in active], drawn)
+
+    def _inputs(self, index: Tensor) -> Tensor:
+        """The x of a batch of these training examples (n,)."""
+        return self.task.inputs_of(index)
 
     def start(self, x: Tensor) -> Tensor:
         """The stack's own copy of x (clients, d)."""
