@@ -108,7 +108,8 @@ INLINE void products(const REAL *const *x, const REAL *w, REAL *z, int64_t k, in
         EACH(i, rows) EACH(j, units) z[i * m + j] += x[i][at] * w[j * k + at];
 }
 
-/* to <- keep * from + scale * delta^T x, what is not kept not being read: `units` rows (units, k), delta (n, m), row i of x at x + k * row[i]. */
+/* to <- keep * from + scale * delta^T x, for `units` rows (units, k); delta is (n, m), and row i of x is at k * row[i].
+   What is not kept is not read. */
 INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, REAL *to, int64_t n,
                  int64_t k, int64_t m, REAL keep, REAL scale, const int units)
 {

@@ -205,12 +205,8 @@ class Regression(Compiled):
     def _walk(self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float) -> Tensor:
         ((weight, bias, units, inputs),), (clients, size) = self.places, batch.x.shape
         assert self.task.resident is not None and bias is not None
-        loss, logits, rows, labels = (
-            v.new_empty(clients),
-            v.new_empty(size, units),
-            batch.x.contiguous(),
-            batch.y.contiguous(),
-        )
+        loss, logits = v.new_empty(clients), v.new_empty(size, units)
+        rows, labels = batch.x.contiguous(), batch.y.contiguous()
         shares = None if batch.mask is None else _shares(batch.mask)
         self.native.regression(
             self.task.resident.data_ptr(),
