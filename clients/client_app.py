@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -227,13 +228,17 @@ def _answered(
     return adapter.reply(wire.content(packed, metrics=metrics), message)
 
 
-class _Sent(NamedTuple):
+@dataclass
+class _Sent:
     """What a message says, read once for all messages of a round that share a content."""
 
+    round: int
     records: Mapping[str, ArrayRecord]
     instructions: Mapping[str, Any]
     model: tuple[Tensor, Tensor] | None
     """Parameters and buffers; None where they came with the round's first exchange."""
+    to_new: Order | None = None
+    """What it asks of those who keep nothing: the same of each."""
 
 
 def _try_unpack(
@@ -246,9 +251,13 @@ def _try_unpack(
         if sent is None:
             instructions = _instructions(message)
             round = int(instructions[wire.ROUND])
-            sent = seen[id(message.content)] = _read(experiment, message, instructions)
-        round = int(sent.instructions[wire.ROUND])
-        return _order(experiment, sent, context, client, round)
+            sent = seen[id(message.content)] = _read(experiment, message, instructions, round)
+        round = sent.round
+        if context.state:
+            return _order(experiment, sent, context, client)
+        if sent.to_new is None:
+            sent.to_new = _order(experiment, sent, context, client)
+        return sent.to_new._replace(client=client)
     except Exception as error:
         return ClientError("unpack", client, round, f"{type(error).__name__}: {error}")
 
@@ -259,18 +268,19 @@ def _instructions(message: Message) -> Mapping[str, Any]:
     return dict(records[wire.CONFIG] if wire.CONFIG in records else next(iter(records.values())))
 
 
-def _read(experiment: Experiment, message: Message, instructions: Mapping[str, Any]) -> _Sent:
+def _read(experiment: Experiment, message: Message, instructions: Mapping[str, Any], round: int) -> _Sent:
     records = wire.of_kind(message.content, ArrayRecord)
     if not instructions.get(wire.PERSONAL, False):
-        records = sending.Leg(experiment, "down", int(instructions[wire.ROUND])).unpack(records)
+        records = sending.Leg(experiment, "down", round).unpack(records)
     if experiment.local_rule.wants_mean_gradient and wire.ARRAYS not in records:
-        return _Sent(records, instructions, None)
+        return _Sent(round, records, instructions, None)
     arrays = records[wire.ARRAYS] if wire.ARRAYS in records else next(iter(records.values()))
-    return _Sent(records, instructions, wire.from_model_record(arrays, experiment.task))
+    return _Sent(round, records, instructions, wire.from_model_record(arrays, experiment.task))
 
 
-def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, round: int) -> Order:
+def _order(experiment: Experiment, sent: _Sent, context: Context, client: int) -> Order:
     task, config, told, kept = experiment.task, experiment.config, sent.instructions, _kept(context)
+    round = sent.round
     params, buffers = sent.model or wire.from_model_record(kept[wire.ARRAYS], task)
     if told.get(wire.PERSONAL, False):
         return Order(client, round, params, buffers, personal=True)
@@ -300,7 +310,7 @@ def _order(experiment: Experiment, sent: _Sent, context: Context, client: int, r
 
 def _kept(context: Context) -> dict[str, ArrayRecord]:
     """The vectors that this client keeps."""
-    return wire.of_kind(context.state, ArrayRecord) if context.state else {}
+    return wire.of_kind(context.state, ArrayRecord)
 
 
 def _rule_state(
@@ -354,20 +364,20 @@ def _global_preconditioner(
 
 def _vectors(experiment: Experiment, order: Order, update: ClientUpdate) -> dict[str, Tensor]:
     """The vectors that were asked for, with local privacy clipped and noised."""
-    config = experiment.config
-    vectors = {
-        wire.ARRAYS: update.params,
-        wire.STATISTIC: update.statistic if config.scaling.scope == "global" else None,
-        wire.MOMENTUM: update.momentum if config.client.momentum_buffer == "averaged" else None,
-    }
+    config, asked = experiment.config, dict[str, Tensor]()
+    if update.params is not None:
+        asked[wire.ARRAYS] = update.params
+    if update.statistic is not None and config.scaling.scope == "global":
+        asked[wire.STATISTIC] = update.statistic
+    if update.momentum is not None and config.client.momentum_buffer == "averaged":
+        asked[wire.MOMENTUM] = update.momentum
     if order.mix:
-        nothing_yet = update.d_hat is None
-        vectors[wire.PRECONDITIONER] = torch.ones_like(order.params) if nothing_yet else update.d_hat
+        asked[wire.PRECONDITIONER] = torch.ones_like(order.params) if update.d_hat is None else update.d_hat
     if order.prepare:
-        vectors[wire.GRADIENT] = update.state[wire.GRADIENT]
-    sends = [name for name in experiment.local_rule.sends if name in update.state]
-    vectors |= {name: update.state[name] for name in sends if order.due is None or name in order.due}
-    asked = {key: vector for key, vector in vectors.items() if vector is not None}
+        asked[wire.GRADIENT] = update.state[wire.GRADIENT]
+    for name in experiment.local_rule.sends:
+        if name in update.state and (order.due is None or name in order.due):
+            asked[name] = update.state[name]
     if experiment.mechanism is not None and experiment.mechanism.kind == "local":
         asked = _noised(experiment, experiment.mechanism, order, asked)
     return asked

@@ -200,9 +200,9 @@ def _view(content: RecordDict, kind: Any) -> Any:
     return view
 
 
-def metric_record(metrics: Mapping[str, int | float]) -> MetricRecord:
-    """A MetricRecord of these numbers."""
-    record: MetricRecord = _filled(MetricRecord, dict(metrics))
+def metric_record(metrics: dict[str, int | float]) -> MetricRecord:
+    """A MetricRecord of these numbers, which are its own from now on."""
+    record: MetricRecord = _filled(MetricRecord, metrics)
     return record
 
 
@@ -334,7 +334,9 @@ def num_bytes(content: RecordDict) -> tuple[int, int]:
             continue
         for key, value in _held(record).items():
             rest += len(key)
-            if isinstance(value, Array):
+            if type(value) is int or type(value) is float:
+                rest += 8
+            elif isinstance(value, Array):
                 arrays += _array_bytes(value)
             else:
                 rest += _size(value)
@@ -366,8 +368,6 @@ def _array_bytes(array: Array) -> int:
 
 def _size(value: Any) -> int:
     """Bytes of a metric or setting, as Flower sends it."""
-    if type(value) is float or type(value) is int:
-        return 8
     if isinstance(value, list):
         return sum(map(_size, value)) if value and isinstance(value[0], str | bytes) else 8 * len(value)
     return len(value) if isinstance(value, str | bytes) else 8

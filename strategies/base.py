@@ -25,6 +25,9 @@ from fedscale_local.randomness import generator
 from fedscale_local.server_step import client_weights, mix, weighted_sum
 from strategies.secure import SecureSum
 
+Instructions = dict[str, bool | int | float | str]
+"""What a client is told beside vectors, as a ConfigRecord takes it."""
+
 
 class Reply(NamedTuple):
     """One client's reply, unpacked."""
@@ -92,13 +95,13 @@ class FederatedStrategy(Strategy):
         vectors = {wire.ARRAYS: 0} | ({wire.MOMENTUM: self.task.layout.size} if averages else {})
         return vectors | {name: self._size(name) for name in self._due(round)}
 
-    def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
+    def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], Instructions]:
         """Vectors for this client beside the model, and the round's instructions."""
         if round == 0:
-            return {}, ConfigRecord()
+            return {}, {}
         vectors = {name: vector for name, vector in self.shared.items() if self._wants(name, client)}
         due = self._due(round)
-        return vectors, ConfigRecord({} if due == list(self.rule.sends) else {"due": " ".join(due)})
+        return vectors, {} if due == list(self.rule.sends) else {"due": " ".join(due)}
 
     def update(
         self, round: int, replies: list[Reply], weights: list[float]
@@ -213,11 +216,11 @@ class FederatedStrategy(Strategy):
                 vectors[wire.MOMENTUM] = self.momentum
             key = (*vectors, *instructions.items())
             if key not in contents:  # clients that are told the same share one content
-                instructions[wire.ROUND] = server_round
+                told = ConfigRecord({**instructions, wire.ROUND: server_round})
                 new = {name: wire.vector_record(v) for name, v in vectors.items() if name not in packed}
                 packed |= leg.pack(new)[0]  # a vector is the same for all who are sent it
                 model = {} if server_round in self.prepared else {wire.ARRAYS: self.model}
-                contents[key] = wire.content(model | {name: packed[name] for name in vectors}, instructions)
+                contents[key] = wire.content(model | {name: packed[name] for name in vectors}, told)
             messages.append(adapter.message_to(self.nodes[client], contents[key]))
         return messages
 

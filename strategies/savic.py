@@ -15,14 +15,13 @@ Departures: where the paper leaves a choice, ours is in docs/explanation-algorit
 from __future__ import annotations
 
 import torch
-from flwr.app import ConfigRecord
 from torch import Tensor
 
 from fedscale_local import server_step, wire
 from fedscale_local.config_strategies import Strategy as Method
 from fedscale_local.curvature import SIGNED
 from fedscale_local.experiment import Experiment
-from strategies.base import FederatedStrategy, Reply
+from strategies.base import FederatedStrategy, Instructions, Reply
 
 
 class Savic(FederatedStrategy):
@@ -50,7 +49,7 @@ class Savic(FederatedStrategy):
             vectors |= {wire.STATISTIC: size}
         return vectors | ({wire.PRECONDITIONER: size} if self.method.mixing == "preconditioned" else {})
 
-    def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], ConfigRecord]:
+    def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], Instructions]:
         vectors, instructions = super().downlink(round, client)
         instructions["mix"] = self.method.mixing == "preconditioned"
         if not self.is_global:
@@ -58,7 +57,7 @@ class Savic(FederatedStrategy):
         instructions["measure"] = self._is_measured(round)
         return vectors | self._preconditioner(client, instructions), instructions
 
-    def _preconditioner(self, client: int, instructions: ConfigRecord) -> dict[str, Tensor]:
+    def _preconditioner(self, client: int, instructions: Instructions) -> dict[str, Tensor]:
         """What this client needs to have the D-hat of the round, and in `instructions` how it gets it from that."""
         # Until it answers, nobody knows what the client has.
         held, derives = self.held.pop(client, None), client in self.derivable

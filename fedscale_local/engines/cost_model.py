@@ -24,11 +24,13 @@ import torch
 from numpy.typing import ArrayLike
 
 from fedscale_local import dense, native, user_cache
+from fedscale_local.client_step import scaled_local_steps
 from fedscale_local.config_engines import InProcess
 from fedscale_local.engines.workers import apart
 from fedscale_local.errors import ConfigError, FedscaleError
 from fedscale_local.experiment import Experiment, forks_beside_gpus
 from fedscale_local.processes import keep_memory
+from fedscale_local.scaling import Scaling
 from fedscale_local.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ EXAMPLES = 4096
 """Of the training set, which the measured steps draw from."""
 REPEATS, SECONDS = 20, 0.05
 """A way is measured so often, or, after two, so long; the shortest counts, which others at work disturb least."""
+STEPS = 5
+"""Local steps that are measured together, if one is short: so what comes before the first and after the last counts."""
 WORKER_SECONDS = 0.003
 """What a round must take that it is worth sharing out among workers."""
 
@@ -86,8 +90,8 @@ def choose(experiment: Experiment) -> tuple[Way, dict[str, float]]:
             seconds[way] = _seconds(experiment, way)
             if best is None or seconds[way] * GAIN < seconds[best]:
                 best = way
-            elif way.stack_size > 1:
-                break  # a larger one gains less still
+            elif way.stack_size > 1 and seconds[way] > GAIN * seconds[best]:
+                break  # a larger one is slower still
     assert best is not None
     return best, {str(way): found for way, found in seconds.items() if found < float("inf")}
 
@@ -173,17 +177,22 @@ def measured(task: Task, way: Way, batch_size: int, precision: str = "full") -> 
     own.become(way.mode == "compiled", way.memory_format, precision)
     own.module.train()
     oracle = own.looped if way.mode == "looped" else own.stacked
-    stream, began, shortest = torch.Generator().manual_seed(0), time.perf_counter(), float("inf")
-    v = oracle.start(oracle.gather([own.initial_params] * way.stack_size))
+    stream, began, shortest, steps = torch.Generator().manual_seed(0), time.perf_counter(), float("inf"), 1
+    x = oracle.gather([own.initial_params] * way.stack_size)
     for repeat in range(REPEATS + 1):
-        rows = [torch.randint(len(few.x), (batch_size,), generator=stream) for _ in range(way.stack_size)]
+        rows = [
+            torch.randint(len(few.x), (steps, batch_size), generator=stream).unbind()
+            for _ in range(way.stack_size)
+        ]
         start = time.perf_counter()
-        oracle.descend(v, oracle.batch(rows, []), 0.0)
+        batches = oracle.batches(rows, [None] * way.stack_size)
+        scaled_local_steps(oracle, x, batches, Scaling("identity"), step_size=0.0)
         end = time.perf_counter()
         if repeat:  # the first prepares what is kept
-            shortest = min(shortest, end - start)
+            shortest = min(shortest, (end - start) / steps)
         if repeat > 1 and end - began > SECONDS:
             break
+        steps = STEPS if end - start < SECONDS / STEPS else 1
     return shortest / way.stack_size
 
 

@@ -6,6 +6,7 @@ called one by one, as Flower calls it. What a strategy sees does not differ.
 
 from __future__ import annotations
 
+import gc
 import math
 import shutil
 import time
@@ -199,6 +200,7 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
         run_config = config.client.run_config | run_config
     runner = _Runner(workers, config.round_timeout, lambda number: task.to(_device(chosen, number)))
     options = {"stack_size": chosen["stack_size"], "run": runner}
+    gc.freeze()  # whatever is there outlives the rounds: no collection goes through it, here or in workers
     engine, kept = config.engine, Path(str(config.run_dir)) / "client_state"
     states = OnDisk(kept) if isinstance(engine, InProcess) and engine.client_state == "disk" else None
     try:
@@ -208,6 +210,7 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
         server_app(grid, adapter.new_context(1, {}, run_config))
     finally:
         runner.close()
+        gc.unfreeze()
         torch.set_num_threads(threads)
         shutil.rmtree(kept, ignore_errors=True)  # checkpoints have it
 
