@@ -87,7 +87,7 @@ def scaled_local_steps(
     rule.begin(state, v)
     if momentum:
         buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
-    is_plain = rule is PLAIN and not momentum and measure is None and scaling.rho is None and d_hat is None
+    is_unseen = rule is PLAIN and not momentum and scaling.rho is None and memory is None
     statistic = None
     losses = v.new_zeros(v.shape[:-1])
     steps = v.new_zeros(v.shape[:-1])
@@ -95,8 +95,8 @@ def scaled_local_steps(
         rows = batch.rows
         here = v[rows]
         steps[rows].add_(1)
-        if is_plain:
-            losses[rows].add_(oracle.descend(here, batch, step_size))
+        if is_unseen and (measure is None or statistic is not None):
+            losses[rows].add_(oracle.descend(here, batch, step_size, _of_rows(d_hat, rows, v.dim())))
             continue
         loss, b = oracle.gradient(here, batch)
         losses[rows].add_(loss)
@@ -113,11 +113,15 @@ def scaled_local_steps(
         if momentum:
             assert buffer is not None
             b = buffer[rows].mul_(momentum).add_(b)
-        scale = d_hat if d_hat is None or d_hat.dim() < v.dim() else d_hat[rows]
-        scaling.step_(here, b, scale, step_size)
+        scaling.step_(here, b, _of_rows(d_hat, rows, v.dim()), step_size)
     params = oracle.finish(v)
     rule.end(state, params, steps.unsqueeze(-1))
     return LocalResult(params, losses / steps, statistic, buffer, memory, d_hat, state)
+
+
+def _of_rows(d_hat: Tensor | None, rows: Any, num_axes: int) -> Tensor | None:
+    """The D-hat of those clients of a stack that still step; one that all share stays as it is."""
+    return d_hat if d_hat is None or d_hat.dim() < num_axes else d_hat[rows]
 
 
 def _rows(state: State, rows: Any, num_axes: int) -> State:

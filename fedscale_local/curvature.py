@@ -47,10 +47,16 @@ class Oracle(Protocol):
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mini-batch loss (...,) and its gradient (..., d); the gradient is valid until the next call."""
 
-    def descend(self, v: Tensor, batch: Batch, step_size: float) -> Tensor:
-        """In place: v <- v - step_size * gradient, which nobody sees; the mini-batch loss (...,) at the old v."""
+    def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
+        """In place: v <- v - step_size * gradient / D-hat, which nobody else sees; the loss (...,) at the old v.
+
+        d_hat (..., d) or (d,); None: no division.
+        """
         loss, gradient = self.gradient(v, batch)
-        v.sub_(gradient, alpha=step_size)
+        if d_hat is None:
+            v.sub_(gradient, alpha=step_size)
+        else:
+            v.addcdiv_(gradient, d_hat, value=-step_size)
         return loss
 
     def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:

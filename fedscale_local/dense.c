@@ -40,12 +40,15 @@ void affine(REAL *restrict z, const REAL *restrict bias, int64_t stride, int64_t
 }
 
 /* delta <- delta where hidden > 0, else 0 (as it is where hidden is not given); to <- keep * bias + scale * its sum over
-   the examples, which may be the same place. What is not kept is not read. */
-void backward(REAL *restrict delta, const REAL *restrict hidden, const REAL *bias, REAL *to, int64_t stride,
-              int64_t to_stride, int64_t c, int64_t n, int64_t m, double keep, double scale)
+   the examples, which may be the same place. What is not kept is not read. The sum is multiplied by `inverse`, entry by
+   entry, where that is given. */
+void backward(REAL *restrict delta, const REAL *restrict hidden, const REAL *bias, const REAL *inverse, REAL *to,
+              int64_t stride, int64_t inverse_stride, int64_t to_stride, int64_t c, int64_t n, int64_t m, double keep,
+              double scale)
 {
     REAL kept = keep, scaled = scale;
     for (int64_t client = 0; client < c; client++, bias += stride, to += to_stride) {
+        const REAL *factor = inverse ? inverse + client * inverse_stride : 0;
         for (int64_t unit = 0; unit < m; unit++)
             to[unit] = kept ? kept * bias[unit] : 0;
         for (int64_t example = 0; example < n; example++) {
@@ -53,8 +56,12 @@ void backward(REAL *restrict delta, const REAL *restrict hidden, const REAL *bia
             if (hidden)
                 for (int64_t unit = 0; unit < m; unit++)
                     delta[start + unit] = hidden[start + unit] > 0 ? delta[start + unit] : 0;
-            for (int64_t unit = 0; unit < m; unit++)
-                to[unit] += scaled * delta[start + unit];
+            if (factor)
+                for (int64_t unit = 0; unit < m; unit++)
+                    to[unit] += scaled * factor[unit] * delta[start + unit];
+            else
+                for (int64_t unit = 0; unit < m; unit++)
+                    to[unit] += scaled * delta[start + unit];
         }
     }
 }
@@ -108,17 +115,17 @@ INLINE void products(const REAL *const *x, const REAL *w, REAL *z, int64_t k, in
         EACH(i, rows) EACH(j, units) z[i * m + j] += x[i][at] * w[j * k + at];
 }
 
-/* to <- keep * from + scale * delta^T x, for `units` rows (units, k); delta is (n, m), and row i of x is at k * row[i].
-   What is not kept is not read. */
-INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, REAL *to, int64_t n,
-                 int64_t k, int64_t m, REAL keep, REAL scale, const int units)
+/* to <- keep * from + scale * delta^T x, for `units` rows (units, k); delta is (n, m), and row i of x is at k * row[i], or
+   at k * i. What is not kept is not read. The product is multiplied by `inverse` (units, k) where that is given. */
+INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, const REAL *inverse, REAL *to,
+                 int64_t n, int64_t k, int64_t m, REAL keep, REAL scale, const int units)
 {
     int64_t at = 0;
     for (; at <= k - 2 * LANES; at += 2 * LANES) {
         lanes low[UNITS], high[UNITS];
         EACH(j, units) low[j] = high[j] = (lanes){0};
         for (int64_t i = 0; i < n; i++) {
-            const REAL *place = x + k * row[i] + at;
+            const REAL *place = x + k * (row ? row[i] : i) + at;
             lanes a = READ(place), b = READ(place + LANES);
             EACH(j, units)
             {
@@ -128,31 +135,56 @@ INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REA
         }
         EACH(j, units)
         {
-            const REAL *old = from + j * k + at;
+            int64_t here = j * k + at;
             low[j] *= scale, high[j] *= scale;
+            if (inverse)
+                low[j] *= READ(inverse + here), high[j] *= READ(inverse + here + LANES);
             if (keep)
-                low[j] += keep * READ(old), high[j] += keep * READ(old + LANES);
-            WRITE(to + j * k + at) = low[j];
-            WRITE(to + j * k + at + LANES) = high[j];
+                low[j] += keep * READ(from + here), high[j] += keep * READ(from + here + LANES);
+            WRITE(to + here) = low[j];
+            WRITE(to + here + LANES) = high[j];
         }
     }
     for (; at < k; at++)
         EACH(j, units)
         {
+            int64_t here = j * k + at;
             REAL total = 0;
             for (int64_t i = 0; i < n; i++)
-                total += x[k * row[i] + at] * delta[i * m + j];
-            to[j * k + at] = (keep ? keep * from[j * k + at] : 0) + scale * total;
+                total += x[k * (row ? row[i] : i) + at] * delta[i * m + j];
+            total *= inverse ? scale * inverse[here] : scale;
+            to[here] = keep ? keep * from[here] + total : total;
         }
 }
 
-/* Softmax regression: to <- keep * v + scale * gradient of the mean cross entropy at v, which may be the same place.
+/* The same for all units of one layer of one client. */
+INLINE void layer(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, const REAL *inverse, REAL *to,
+                  int64_t n, int64_t k, int64_t m, REAL keep, REAL scale)
+{
+    int64_t j = 0;
+    for (; j <= m - UNITS; j += UNITS)
+        sums(x, row, delta + j, from + j * k, inverse ? inverse + j * k : 0, to + j * k, n, k, m, keep, scale, UNITS);
+    for (; j < m; j++)
+        sums(x, row, delta + j, from + j * k, inverse ? inverse + j * k : 0, to + j * k, n, k, m, keep, scale, 1);
+}
 
-   v and to are c vectors, each with weights (m, k) at `weight` and biases (m) at `bias`. A client's examples are the
+/* w (c, m, k) <- w + scale * inverse * delta^T x, for x (c, n, k) and delta (c, n, m). */
+void scaled(const REAL *x, const REAL *delta, const REAL *inverse, REAL *w, int64_t inverse_stride, int64_t stride,
+            int64_t c, int64_t n, int64_t k, int64_t m, double scale)
+{
+    for (int64_t client = 0; client < c; client++, x += n * k, delta += n * m, inverse += inverse_stride, w += stride)
+        layer(x, 0, delta, w, inverse, w, n, k, m, 1, scale);
+}
+
+/* Softmax regression: to <- keep * v + scale * gradient of the mean cross entropy at v, which may be the same place; the
+   gradient is multiplied by `inverse` where that is given.
+
+   v, inverse and to are c vectors, with weights (m, k) at `weight` and biases (m) at `bias`. A client's examples are the
    rows `row` (n) of x; loss and share are as above, and z (n, m) is to work in. */
-void regression(const REAL *x, const int64_t *row, const int64_t *label, const REAL *share, const REAL *v, REAL *to,
-                REAL *loss, REAL *z, int64_t v_stride, int64_t to_stride, int64_t weight, int64_t bias, int64_t c,
-                int64_t n, int64_t k, int64_t m, double keep, double scale)
+void regression(const REAL *x, const int64_t *row, const int64_t *label, const REAL *share, const REAL *v,
+                const REAL *inverse, REAL *to, REAL *loss, REAL *z, int64_t v_stride, int64_t inverse_stride,
+                int64_t to_stride, int64_t weight, int64_t bias, int64_t c, int64_t n, int64_t k, int64_t m,
+                double keep, double scale)
 {
     for (int64_t client = 0; client < c; client++, row += n, label += n, v += v_stride, to += to_stride) {
         const REAL *w = v + weight, *b = v + bias;
@@ -168,11 +200,8 @@ void regression(const REAL *x, const int64_t *row, const int64_t *label, const R
         }
         affine(z, b, 0, 1, n, m, 0);
         cross_entropy(z, label, share ? share + client * n : share, loss + client, 1, n, m);
-        int64_t j = 0;
-        for (; j <= m - UNITS; j += UNITS)
-            sums(x, row, z + j, w + j * k, to + weight + j * k, n, k, m, keep, scale, UNITS);
-        for (; j < m; j++)
-            sums(x, row, z + j, w + j * k, to + weight + j * k, n, k, m, keep, scale, 1);
-        backward(z, 0, b, to + bias, 0, 0, 1, n, m, keep, scale);
+        const REAL *factor = inverse ? inverse + client * inverse_stride : 0;
+        layer(x, row, z, w, factor ? factor + weight : 0, to + weight, n, k, m, keep, scale);
+        backward(z, 0, b, factor ? factor + bias : 0, to + bias, 0, 0, 0, 1, n, m, keep, scale);
     }
 }

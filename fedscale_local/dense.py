@@ -76,18 +76,24 @@ class Dense(Stacked):
         gradient = torch.empty_like(v)
         return self._walk(v, gradient, batch, self.task.weight_decay, 1.0), gradient
 
-    def descend(self, v: Tensor, batch: Batch, step_size: float) -> Tensor:
+    def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
         """The product that gives a weight's gradient adds it to the weight as well: so it is never written anywhere."""
+        if d_hat is not None:
+            return super().descend(v, batch, step_size, d_hat)
         return self._walk(v, v, batch, 1.0 - step_size * self.task.weight_decay, -step_size)
 
     @torch.no_grad()
-    def _walk(self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float) -> Tensor:
+    def _walk(
+        self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float, inverse: Tensor | None = None
+    ) -> Tensor:
         """The loss at v (clients,), and to <- keep * v + scale * its gradient (clients, d), which may be in v's place.
 
-        What is not kept is not read, so it may be no number.
+        What is not kept is not read, so it may be no number. inverse (clients, d): what the gradient is multiplied by,
+        entry by entry; for what is compiled.
         """
         weights = self._weights(v)
         places = weights if to is v else self._weights(to)
+        inverses = [(None, None)] * len(weights) if inverse is None else self._weights(inverse)
         hidden = [batch.x.flatten(2)]
         for level, (weight, bias) in enumerate(weights, start=1):
             hidden.append(self._affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(weights)))
@@ -95,9 +101,9 @@ class Dense(Stacked):
         for level in reversed(range(len(weights))):
             (weight, bias), (to_weight, to_bias) = weights[level], places[level]
             relu = None if level + 1 == len(weights) else hidden[level + 1]
-            delta = self._backward(delta, relu, bias, to_bias, keep, scale)
+            delta = self._backward(delta, relu, bias, to_bias, keep, scale, inverses[level][1])
             before = delta @ weight if level else delta
-            torch.baddbmm(weight, delta.mT, hidden[level], beta=keep, alpha=scale, out=to_weight)
+            self._add(weight, delta, hidden[level], to_weight, keep, scale, inverses[level][0])
             delta = before
         return loss
 
@@ -114,6 +120,7 @@ class Dense(Stacked):
         to: Tensor | None,
         keep: float,
         scale: float,
+        inverse: Tensor | None,
     ) -> Tensor:
         """delta before the ReLU that gave `hidden`, in its place; to <- keep * bias + scale * its sum over examples."""
         delta = delta if hidden is None else delta.mul_(hidden.sign())
@@ -121,6 +128,19 @@ class Dense(Stacked):
             total = delta.sum(1).mul_(scale)
             to.copy_(total.add_(bias, alpha=keep) if keep else total)
         return delta
+
+    def _add(
+        self,
+        weight: Tensor,
+        delta: Tensor,
+        hidden: Tensor,
+        to: Tensor,
+        keep: float,
+        scale: float,
+        inverse: Tensor | None,
+    ) -> None:
+        """to <- keep * weight + scale * delta^T hidden."""
+        torch.baddbmm(weight, delta.mT, hidden, beta=keep, alpha=scale, out=to)
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss (clients,) and its derivative with respect to the outputs (clients, B, outputs)."""
@@ -151,6 +171,17 @@ class Compiled(Dense):
             getattr(self.native, function).argtypes = [kind for kind, count in kinds for _ in range(count)]
         # C would write beside a row that has no place for a label.
         self.has_all_labels = linear[-1].out_features >= (task.dataset.num_classes or 0)
+        self.inverse: tuple[Tensor, Tensor] | None = None
+        """The D-hat of the last step, and one divided by it."""
+
+    def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
+        if d_hat is None or self.task.weight_decay:
+            return super().descend(v, batch, step_size, d_hat)
+        if (
+            self.inverse is None or self.inverse[0] is not d_hat
+        ):  # it is the same for a round, if all share it
+            self.inverse = d_hat, d_hat.reciprocal()
+        return self._walk(v, v, batch, 1.0, -step_size, self.inverse[1].expand_as(v))
 
     def _affine(self, z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
         if bias is None:
@@ -166,26 +197,51 @@ class Compiled(Dense):
         to: Tensor | None,
         keep: float,
         scale: float,
+        inverse: Tensor | None,
     ) -> Tensor:
         if bias is None or to is None:
-            return super()._backward(delta, hidden, bias, to, keep, scale)
+            return super()._backward(delta, hidden, bias, to, keep, scale, inverse)
         self.native.backward(
             delta.data_ptr(),
-            None if hidden is None else hidden.data_ptr(),
+            _pointer(hidden),
             bias.data_ptr(),
+            _pointer(inverse),
             to.data_ptr(),
-            *(bias.stride(0), to.stride(0), *delta.shape),
+            *(bias.stride(0), 0 if inverse is None else inverse.stride(0), to.stride(0), *delta.shape),
             *(keep, scale),
         )
         return delta
+
+    def _add(
+        self,
+        weight: Tensor,
+        delta: Tensor,
+        hidden: Tensor,
+        to: Tensor,
+        keep: float,
+        scale: float,
+        inverse: Tensor | None,
+    ) -> None:
+        if inverse is None:
+            super()._add(weight, delta, hidden, to, keep, scale, inverse)
+            return
+        self.native.scaled(
+            hidden.contiguous().data_ptr(),
+            delta.data_ptr(),
+            inverse.data_ptr(),
+            to.data_ptr(),
+            *(inverse.stride(0), to.stride(0), *hidden.shape, delta.shape[2]),
+            scale,
+        )
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.task.dataset.kind != "classification" or not self.has_all_labels:
             return super()._loss(outputs, batch)
         loss, labels = outputs.new_empty(outputs.shape[0]), batch.y.contiguous()
         shares = None if batch.mask is None else _shares(batch.mask)
-        at = None if shares is None else shares.data_ptr()
-        self.native.cross_entropy(outputs.data_ptr(), labels.data_ptr(), at, loss.data_ptr(), *outputs.shape)
+        self.native.cross_entropy(
+            outputs.data_ptr(), labels.data_ptr(), _pointer(shares), loss.data_ptr(), *outputs.shape
+        )
         return loss, outputs
 
 
@@ -202,7 +258,9 @@ class Regression(Compiled):
         x = self.task.inputs_of(batch.x.flatten()).unflatten(0, batch.x.shape)
         return super()._map(function, v, replace(batch, x=x), *more, **options)
 
-    def _walk(self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float) -> Tensor:
+    def _walk(
+        self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float, inverse: Tensor | None = None
+    ) -> Tensor:
         ((weight, bias, units, inputs),), (clients, size) = self.places, batch.x.shape
         assert self.task.resident is not None and bias is not None
         loss, logits = v.new_empty(clients), v.new_empty(size, units)
@@ -212,19 +270,31 @@ class Regression(Compiled):
             self.task.resident.data_ptr(),
             rows.data_ptr(),
             labels.data_ptr(),
-            None if shares is None else shares.data_ptr(),
+            _pointer(shares),
             v.data_ptr(),
+            _pointer(inverse),
             to.data_ptr(),
             loss.data_ptr(),
             logits.data_ptr(),
-            *(v.stride(0), to.stride(0), weight, bias, clients, size, inputs, units),
+            *(v.stride(0), 0 if inverse is None else inverse.stride(0), to.stride(0)),
+            *(weight, bias, clients, size, inputs, units),
             *(keep, scale),
         )
         return loss
 
 
-_FUNCTIONS = (("affine", 2, 5, 0), ("backward", 4, 5, 2), ("cross_entropy", 4, 3, 0), ("regression", 8, 8, 2))
+_FUNCTIONS = (
+    ("affine", 2, 5, 0),
+    ("backward", 5, 6, 2),
+    ("cross_entropy", 4, 3, 0),
+    ("scaled", 4, 6, 1),
+    ("regression", 9, 9, 2),
+)
 """Of dense.c: the name, and how many pointers, then sizes, then numbers it takes."""
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _shares(mask: Tensor) -> Tensor:

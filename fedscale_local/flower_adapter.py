@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,28 @@ def empty_run() -> Run:
     return Run.create_empty(1)
 
 
-def roster(grid: Grid, num_clients: int) -> dict[int, int]:
+def roster(grid: Grid, num_clients: int) -> Mapping[int, int]:
     """The node id of each client index, as the grids of this project have it."""
-    nodes = grid.node_of_client  # type: ignore[attr-defined]
-    return dict(enumerate(nodes[:num_clients]))
+    return _pairs(grid, num_clients)[0]
+
+
+def clients_by_node(grid: Grid, num_clients: int) -> Mapping[int, int]:
+    """The client index of each node id."""
+    return _pairs(grid, num_clients)[1]
+
+
+def _pairs(grid: Grid, num_clients: int) -> tuple[dict[int, int], dict[int, int]]:
+    nodes = grid.node_of_client[:num_clients]  # type: ignore[attr-defined]
+    # Nodes that are numbered stay as they are, and a hundred thousand take longer to list than a round's clients.
+    return _numbered(nodes) if isinstance(nodes, range) else _listed(nodes)
+
+
+def _listed(nodes: Iterable[int]) -> tuple[dict[int, int], dict[int, int]]:
+    of_client = dict(enumerate(nodes))
+    return of_client, {node: client for client, node in of_client.items()}
+
+
+_numbered = lru_cache(maxsize=1)(_listed)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def _round(
 ) -> tuple[ArrayRecord, dict[str, Any]]:
     """One round: the new model and the line that tells of it."""
     config = experiment.config
-    client_of = {node: client for client, node in adapter.roster(grid, len(experiment.partition)).items()}
+    client_of = adapter.clients_by_node(grid, len(experiment.partition))
 
     def exchanged(configure: Callable[..., Iterable[Message]]) -> Exchange:
         with adapter.seeded_globals(config.seed, round):

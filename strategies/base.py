@@ -55,7 +55,7 @@ class FederatedStrategy(Strategy):
     def __init__(self, experiment: Experiment, method: Method) -> None:
         self.experiment, self.method = experiment, method
         self.task, self.rule = experiment.task, experiment.local_rule
-        self.nodes: dict[int, int] = {}
+        self.nodes: Mapping[int, int] = {}
         self.first_round = 0 if experiment.has_probe else 1
         self.momentum: Tensor | None = None
         """The clients' averaged momentum buffer, where client.momentum_buffer is "averaged"."""

@@ -93,10 +93,12 @@ def test_loss_gradient_and_step_are_those_of_torch(
     assert torch.equal(v, before)
 
     around = stack[:: clients + 1].clone()
+    own = 0.5 + torch.rand(v.shape, dtype=dtype)
     for oracle in (slow, fast):
-        close(oracle.descend(v, given_batch, 0.3), loss)
-        close(v, before - 0.3 * gradient)
-        v.copy_(before)
+        for d_hat in (None, own[0], own):
+            close(oracle.descend(v, given_batch, 0.3, d_hat), loss)
+            close(v, before - 0.3 * (gradient if d_hat is None else gradient / d_hat))
+            v.copy_(before)
     assert torch.equal(stack[:: clients + 1], around)  # the stack's other clients do not move
 
 
@@ -129,9 +131,11 @@ def test_one_linear_layer_steps_on_examples_where_they_lie(
         close(found, wanted)
     z = torch.randn(task.layout.size, dtype=dtype)
     close(fast.hessian_vector(v, lying, z), slow.hessian_vector(v, read, z))
-    moved = v.clone()
-    close(fast.descend(moved, lying, 0.3), loss)
-    close(moved, v - 0.3 * gradient)
+    own = 0.5 + torch.rand(v.shape, dtype=dtype)
+    for d_hat in (None, own[0], own):
+        moved = v.clone()
+        close(fast.descend(moved, lying, 0.3, d_hat), loss)
+        close(moved, v - 0.3 * (gradient if d_hat is None else gradient / d_hat))
 
 
 @needs_compiler
