@@ -5,8 +5,10 @@ For a network h_l = relu(W_l h_(l-1) + b_l) with logits z = W_L h_(L-1) + b_L th
     delta_L = (softmax(z) - onehot(y)) / B,     or (z - y) / B for half the squared error
     dW_l = delta_l^T h_(l-1),   db_l = sum_batch delta_l,   delta_(l-1) = (delta_l W_l) * [h_(l-1) > 0]
 
-with every product a batched one over the clients of the stack. Autograd's dispatch costs more than the arithmetic of
-such networks; Looped and Stacked prove the result.
+with every product a batched one over the clients of the stack. The Hessian's product with a vector is the derivative of
+all that along the vector (Pearlmutter 1994, Fast Exact Multiplication by the Hessian, the R-operator): for weights that
+move by V_l, R z_l = W_l R h_(l-1) + V_l h_(l-1), and so on. Autograd's dispatch costs more than the arithmetic of such
+networks; Looped and Stacked prove the results.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def make(task: Task, linear: list[nn.Linear], is_compiled: bool) -> Dense:
 
 
 class Dense(Stacked):
-    """The stacked oracle of a fully connected network; Hessian products stay with torch.func."""
+    """The stacked oracle of a fully connected network."""
 
     def __init__(self, task: Task, linear: list[nn.Linear]) -> None:
         super().__init__(task)
@@ -106,6 +108,47 @@ class Dense(Stacked):
             self._add(weight, delta, hidden[level], to_weight, keep, scale, inverses[level][0])
             delta = before
         return loss
+
+    @torch.no_grad()
+    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
+        product = torch.empty_like(v)
+        layers = list(
+            zip(self._weights(v), self._weights(z.expand_as(v)), self._weights(product), strict=True)
+        )
+        hidden, moved = [batch.x.flatten(2)], list[Tensor | None]([None])
+        for level, ((weight, bias), (along, bias_along), _) in enumerate(layers, start=1):
+            change = hidden[-1] @ along.mT
+            if bias_along is not None:
+                change.add_(bias_along.unsqueeze(1))
+            if (before := moved[-1]) is not None:
+                change.baddbmm_(before, weight.mT)
+            hidden.append(self._affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(layers)))
+            moved.append(change if level == len(layers) else change.mul_(hidden[-1].sign()))
+        delta, change = self._loss_along(hidden[-1], batch, change)
+        for level in reversed(range(len(layers))):
+            (weight, _), (along, _), (to, to_bias) = layers[level]
+            torch.bmm(change.mT, hidden[level], out=to)
+            if (before := moved[level]) is not None:
+                to.baddbmm_(delta.mT, before)
+            if to_bias is not None:
+                to_bias.copy_(change.sum(1))
+            if level:
+                is_on = hidden[level].sign()
+                change = (change @ weight).baddbmm_(delta, along).mul_(is_on)
+                delta = (delta @ weight).mul_(is_on)
+        return self._decayed(product, z)
+
+    def _loss_along(self, outputs: Tensor, batch: Batch, change: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivative of the mean loss with respect to the outputs, and how it changes as they change so."""
+        size = outputs.shape[1]
+        share = 1.0 / size if batch.mask is None else _shares(batch.mask).unsqueeze(-1)
+        if self.task.dataset.kind == "regression":
+            return (outputs - batch.y.unsqueeze(-1)) * share, change * share
+        powers = outputs.softmax(-1)
+        turned = powers * (change - (powers * change).sum(-1, keepdim=True))
+        labels = batch.y.unsqueeze(-1)
+        delta = powers.scatter_add(-1, labels, powers.new_full(labels.shape, -1.0))
+        return delta * share, turned * share
 
     def _affine(self, z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
         """z + bias, and the ReLU of that in a hidden layer, in z's place (clients, B, units)."""
@@ -254,9 +297,15 @@ class Regression(Compiled):
     def _inputs(self, index: Tensor) -> Tensor:
         return index
 
+    def _read(self, batch: Batch) -> Batch:
+        """The same with what the model sees of its examples."""
+        return replace(batch, x=self.task.inputs_of(batch.x.flatten()).unflatten(0, batch.x.shape))
+
     def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, **options: Any) -> Any:
-        x = self.task.inputs_of(batch.x.flatten()).unflatten(0, batch.x.shape)
-        return super()._map(function, v, replace(batch, x=x), *more, **options)
+        return super()._map(function, v, self._read(batch), *more, **options)
+
+    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
+        return super().hessian_vector(v, self._read(batch), z)
 
     def _walk(
         self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float, inverse: Tensor | None = None

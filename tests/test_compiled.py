@@ -23,7 +23,7 @@ from fedscale_local import native
 from fedscale_local.cli import main
 from fedscale_local.dense import Compiled, Dense, Regression, layers, make
 from fedscale_local.errors import FedscaleError
-from fedscale_local.tasks import Batch, Task
+from fedscale_local.tasks import Batch, Stacked, Task
 
 SMALL = ("data=synthetic", "model=logistic", "num_clients=4", "num_rounds=2", "engine.workers=1")
 
@@ -90,6 +90,8 @@ def test_loss_gradient_and_step_are_those_of_torch(
     close = partial(torch.testing.assert_close, **dict.fromkeys(("rtol", "atol"), TOLERANCE[dtype]))
     close(fast_loss, loss)
     close(fast_gradient, gradient)
+    z = torch.randn(slow.task.layout.size, dtype=dtype)
+    close(slow.hessian_vector(v, given_batch, z), Stacked(slow.task).hessian_vector(v, given_batch, z))
     assert torch.equal(v, before)
 
     around = stack[:: clients + 1].clone()
