@@ -88,6 +88,7 @@ def scaled_local_steps(
     if momentum:
         buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
     is_unseen = rule is PLAIN and not momentum and scaling.rho is None and memory is None
+    is_unseen = is_unseen and (d_hat is None or oracle.divides)
     statistic = None
     losses = v.new_zeros(v.shape[:-1])
     steps = v.new_zeros(v.shape[:-1])

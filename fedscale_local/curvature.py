@@ -47,6 +47,9 @@ class Oracle(Protocol):
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mini-batch loss (...,) and its gradient (..., d); the gradient is valid until the next call."""
 
+    divides: bool = False
+    """Is `descend` with a D-hat faster than a gradient and a step of its own?"""
+
     def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
         """In place: v <- v - step_size * gradient / D-hat, which nobody else sees; the loss (...,) at the old v.
 

@@ -206,6 +206,8 @@ class Dense(Stacked):
 class Compiled(Dense):
     """The same, with everything between the products in C: each activation is walked over once, not five times."""
 
+    divides = True
+
     def __init__(self, task: Task, linear: list[nn.Linear]) -> None:
         super().__init__(task, linear)
         self.native = native.library("dense", task.dtype)

@@ -18,7 +18,7 @@ from compiler import needs_compiler
 from torch import Tensor, nn
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
-from fedscale_local import experiment, user_cache
+from fedscale_local import dense, experiment, user_cache
 from fedscale_local.engines import cost_model
 from fedscale_local.errors import ConfigError
 
@@ -69,13 +69,29 @@ def chosen(*overrides: str, **settings: Any) -> cost_model.Way:
 
 
 @needs_compiler
-def test_the_stack_is_the_smallest_that_a_tenth_faster_one_is_not_larger_than(
+def test_the_stack_is_the_fastest_until_one_is_a_tenth_slower(
     machine: Callable[[Seconds], list[str]],
 ) -> None:
     stacks = {"compiled 4": 3e-4, "compiled 8": 2e-4, "compiled 16": 1.9e-4, "compiled 32": 2.3e-4}
     tried = machine({"looped 1": 9e-4, **stacks})
-    assert chosen() == ("compiled", 8, "channels_last")
+    assert chosen() == ("compiled", 16, "channels_last")
     assert tried == ["looped 1", *stacks]
+
+
+@needs_compiler
+def test_a_step_is_measured_with_all_its_products() -> None:
+    """Libraries leave out a product whose factor is 0, and a step of size 0 would take half of its time."""
+    sizes: list[float] = []
+    walk = dense.Dense.descend
+
+    def descend(self: Any, v: Any, batch: Any, step_size: float, d_hat: Any = None) -> Any:
+        sizes.append(step_size)
+        return walk(self, v, batch, step_size, d_hat)
+
+    with patch.object(dense.Dense, "descend", descend):
+        built = experiment.build(configured(*SMALL))
+        cost_model.measured(built.task, cost_model.Way("compiled", 4), 2)
+    assert sizes and 0 not in sizes
 
 
 @needs_compiler

@@ -124,7 +124,15 @@ RUN_DIRECTORY = {f"{name}.json" for name in ("manifest", "partition", "clients")
     "config.yaml",
     "model.safetensors",
 }
-RUN_DIRECTORY |= {"rounds.jsonl", "timing.jsonl", "report.html", "sweep.json", "tuning.json", "study.db"}
+RUN_DIRECTORY |= {
+    "rounds.jsonl",
+    "timing.jsonl",
+    "report.html",
+    "sweep.json",
+    "tuning.json",
+    "study.db",
+    "flower.log",
+}
 
 
 def what_is_wrong(quoted: str, made_here: frozenset[str]) -> str | None:
@@ -135,7 +143,7 @@ def what_is_wrong(quoted: str, made_here: frozenset[str]) -> str | None:
         r"(fedscale_local|strategies|clients|conf|tests|docs|benchmarks|deploy)/[\w./-]*", quoted
     ):
         return None if (REPO / quoted).exists() or quoted in made_here else "there is no such file"
-    if re.fullmatch(r"\w+\.(yaml|json|jsonl|html|safetensors|md|txt|npz|py|svg|db)", quoted):
+    if re.fullmatch(r"\w+\.(yaml|json|jsonl|html|safetensors|md|txt|npz|py|svg|db|log)", quoted):
         known = RUN_DIRECTORY | made_here
         return None if quoted in known or (REPO / quoted).exists() else "nothing of that name is written"
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", quoted):
