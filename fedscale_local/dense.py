@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ctypes import c_double, c_int64, c_void_p
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,13 @@ def make(task: Task, linear: list[nn.Linear], is_compiled: bool) -> Dense:
     return compiled
 
 
+class How(NamedTuple):
+    """What becomes of a vector: keep times it, plus scale times its gradient."""
+
+    keep: float
+    scale: float
+
+
 class Dense(Stacked):
     """The stacked oracle of a fully connected network."""
 
@@ -76,18 +83,16 @@ class Dense(Stacked):
 
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         gradient = torch.empty_like(v)
-        return self._walk(v, gradient, batch, self.task.weight_decay, 1.0), gradient
+        return self._walk(v, gradient, batch, How(self.task.weight_decay, 1.0)), gradient
 
     def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
         """The product that gives a weight's gradient adds it to the weight as well: so it is never written anywhere."""
         if d_hat is not None:
             return super().descend(v, batch, step_size, d_hat)
-        return self._walk(v, v, batch, 1.0 - step_size * self.task.weight_decay, -step_size)
+        return self._walk(v, v, batch, How(1.0 - step_size * self.task.weight_decay, -step_size))
 
     @torch.no_grad()
-    def _walk(
-        self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float, inverse: Tensor | None = None
-    ) -> Tensor:
+    def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How, inverse: Tensor | None = None) -> Tensor:
         """The loss at v (clients,), and to <- keep * v + scale * its gradient (clients, d), which may be in v's place.
 
         What is not kept is not read, so it may be no number. inverse (clients, d): what the gradient is multiplied by,
@@ -103,9 +108,9 @@ class Dense(Stacked):
         for level in reversed(range(len(weights))):
             (weight, bias), (to_weight, to_bias) = weights[level], places[level]
             relu = None if level + 1 == len(weights) else hidden[level + 1]
-            delta = self._backward(delta, relu, bias, to_bias, keep, scale, inverses[level][1])
+            delta = self._backward(delta, relu, bias, to_bias, how, inverses[level][1])
             before = delta @ weight if level else delta
-            self._add(weight, delta, hidden[level], to_weight, keep, scale, inverses[level][0])
+            self._add(weight, delta, hidden[level], to_weight, how, inverses[level][0])
             delta = before
         return loss
 
@@ -140,15 +145,11 @@ class Dense(Stacked):
 
     def _loss_along(self, outputs: Tensor, batch: Batch, change: Tensor) -> tuple[Tensor, Tensor]:
         """The derivative of the mean loss with respect to the outputs, and how it changes as they change so."""
-        size = outputs.shape[1]
-        share = 1.0 / size if batch.mask is None else _shares(batch.mask).unsqueeze(-1)
-        if self.task.dataset.kind == "regression":
-            return (outputs - batch.y.unsqueeze(-1)) * share, change * share
-        powers = outputs.softmax(-1)
-        turned = powers * (change - (powers * change).sum(-1, keepdim=True))
-        labels = batch.y.unsqueeze(-1)
-        delta = powers.scatter_add(-1, labels, powers.new_full(labels.shape, -1.0))
-        return delta * share, turned * share
+        turned = change * _share_of(batch, outputs)
+        if self.task.dataset.kind == "classification":
+            powers = outputs.softmax(-1)
+            turned = powers * (turned - (powers * turned).sum(-1, keepdim=True))
+        return self._loss(outputs, batch)[1], turned
 
     def _affine(self, z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
         """z + bias, and the ReLU of that in a hidden layer, in z's place (clients, B, units)."""
@@ -161,15 +162,14 @@ class Dense(Stacked):
         hidden: Tensor | None,
         bias: Tensor | None,
         to: Tensor | None,
-        keep: float,
-        scale: float,
+        how: How,
         inverse: Tensor | None,
     ) -> Tensor:
         """delta before the ReLU that gave `hidden`, in its place; to <- keep * bias + scale * its sum over examples."""
         delta = delta if hidden is None else delta.mul_(hidden.sign())
         if bias is not None and to is not None:
-            total = delta.sum(1).mul_(scale)
-            to.copy_(total.add_(bias, alpha=keep) if keep else total)
+            total = delta.sum(1).mul_(how.scale)
+            to.copy_(total.add_(bias, alpha=how.keep) if how.keep else total)
         return delta
 
     def _add(
@@ -178,18 +178,15 @@ class Dense(Stacked):
         delta: Tensor,
         hidden: Tensor,
         to: Tensor,
-        keep: float,
-        scale: float,
+        how: How,
         inverse: Tensor | None,
     ) -> None:
         """to <- keep * weight + scale * delta^T hidden."""
-        torch.baddbmm(weight, delta.mT, hidden, beta=keep, alpha=scale, out=to)
+        torch.baddbmm(weight, delta.mT, hidden, beta=how.keep, alpha=how.scale, out=to)
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss (clients,) and its derivative with respect to the outputs (clients, B, outputs)."""
-        share: float | Tensor = 1.0 / outputs.shape[1]
-        if batch.mask is not None:
-            share = _shares(batch.mask).unsqueeze(-1)
+        share = _share_of(batch, outputs)
         if self.task.dataset.kind == "regression":
             residual = outputs - batch.y.unsqueeze(-1)
             return (0.5 * residual**2 * share).sum((1, 2)), residual * share
@@ -222,11 +219,10 @@ class Compiled(Dense):
     def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
         if d_hat is None or self.task.weight_decay:
             return super().descend(v, batch, step_size, d_hat)
-        if (
-            self.inverse is None or self.inverse[0] is not d_hat
-        ):  # it is the same for a round, if all share it
+        # It is the same for a round, where all clients share it.
+        if self.inverse is None or self.inverse[0] is not d_hat:
             self.inverse = d_hat, d_hat.reciprocal()
-        return self._walk(v, v, batch, 1.0, -step_size, self.inverse[1].expand_as(v))
+        return self._walk(v, v, batch, How(1.0, -step_size), self.inverse[1].expand_as(v))
 
     def _affine(self, z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
         if bias is None:
@@ -240,12 +236,11 @@ class Compiled(Dense):
         hidden: Tensor | None,
         bias: Tensor | None,
         to: Tensor | None,
-        keep: float,
-        scale: float,
+        how: How,
         inverse: Tensor | None,
     ) -> Tensor:
         if bias is None or to is None:
-            return super()._backward(delta, hidden, bias, to, keep, scale, inverse)
+            return super()._backward(delta, hidden, bias, to, how, inverse)
         self.native.backward(
             delta.data_ptr(),
             _pointer(hidden),
@@ -253,7 +248,7 @@ class Compiled(Dense):
             _pointer(inverse),
             to.data_ptr(),
             *(bias.stride(0), 0 if inverse is None else inverse.stride(0), to.stride(0), *delta.shape),
-            *(keep, scale),
+            *how,
         )
         return delta
 
@@ -263,12 +258,11 @@ class Compiled(Dense):
         delta: Tensor,
         hidden: Tensor,
         to: Tensor,
-        keep: float,
-        scale: float,
+        how: How,
         inverse: Tensor | None,
     ) -> None:
         if inverse is None:
-            super()._add(weight, delta, hidden, to, keep, scale, inverse)
+            super()._add(weight, delta, hidden, to, how, inverse)
             return
         self.native.scaled(
             hidden.contiguous().data_ptr(),
@@ -276,7 +270,7 @@ class Compiled(Dense):
             inverse.data_ptr(),
             to.data_ptr(),
             *(inverse.stride(0), to.stride(0), *hidden.shape, delta.shape[2]),
-            scale,
+            how.scale,
         )
 
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -309,9 +303,7 @@ class Regression(Compiled):
     def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
         return super().hessian_vector(v, self._read(batch), z)
 
-    def _walk(
-        self, v: Tensor, to: Tensor, batch: Batch, keep: float, scale: float, inverse: Tensor | None = None
-    ) -> Tensor:
+    def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How, inverse: Tensor | None = None) -> Tensor:
         ((weight, bias, units, inputs),), (clients, size) = self.places, batch.x.shape
         assert self.task.resident is not None and bias is not None
         loss, logits = v.new_empty(clients), v.new_empty(size, units)
@@ -329,7 +321,7 @@ class Regression(Compiled):
             logits.data_ptr(),
             *(v.stride(0), 0 if inverse is None else inverse.stride(0), to.stride(0)),
             *(weight, bias, clients, size, inputs, units),
-            *(keep, scale),
+            *how,
         )
         return loss
 
@@ -346,6 +338,11 @@ _FUNCTIONS = (
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def _share_of(batch: Batch, outputs: Tensor) -> float | Tensor:
+    """What each example counts in its client's mean, for outputs (clients, B, units)."""
+    return 1.0 / outputs.shape[1] if batch.mask is None else _shares(batch.mask).unsqueeze(-1)
 
 
 def _shares(mask: Tensor) -> Tensor:
