@@ -37,7 +37,7 @@ from fedscale_local.cli import main
 from fedscale_local.config import to_json
 from fedscale_local.curvature import rademacher
 from fedscale_local.dense import Dense
-from fedscale_local.engines import in_process
+from fedscale_local.engines import cost_model, in_process
 from fedscale_local.engines.workers import Workers
 from fedscale_local.models import convolutional
 from fedscale_local.tasks import Looped, Stacked, Task
@@ -393,7 +393,10 @@ def test_in_bfloat16_products_are_coarse_and_everything_else_is_as_it_was(
 
 
 @pytest.mark.parametrize("mode", ["auto", "stacked"])
-def test_a_run_in_bfloat16_trains(mode: str, tmp_path: Path) -> None:
+def test_a_run_in_bfloat16_trains(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here what is compiled is fastest and a stack by torch.func slowest: but in bfloat16 nothing is taken by hand."""
+    seconds = {"compiled": 1e-5, "looped": 1e-4, "stacked": 1e-3}
+    monkeypatch.setattr(cost_model, "measured", lambda task, way, batch_size, precision: seconds[way.mode])
     overrides = (
         "data=synthetic",
         "model=mlp",
@@ -413,9 +416,7 @@ def test_a_run_in_bfloat16_trains(mode: str, tmp_path: Path) -> None:
     assert abs(last - full.lines[-1]["train_loss"]) < 0.02 * full.lines[-1]["train_loss"]
     manifest = json.loads((tmp_path / "bfloat16" / "manifest.json").read_text())
     assert manifest["engine"]["precision"] == "bfloat16"
-    assert manifest["engine"]["mode"] in (
-        ["looped", "stacked"] if mode == "auto" else [mode]
-    )  # never by hand
+    assert manifest["engine"]["mode"] == ("looped" if mode == "auto" else mode)
 
 
 def test_the_benchmark_of_gpus_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
