@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,18 @@ def _processes_of(homes: list[Path]) -> list[int]:
 
 def working(folder: Path) -> list[int]:
     """The processes of the federation in which a client is at work."""
-    found = []
-    for home in (folder / "nodes").iterdir():
-        for process in processes.processes_of(home):
-            try:
-                if b"flwr-clientapp" in Path(f"/proc/{process}/cmdline").read_bytes():
-                    found.append(process)
-            except OSError:
-                continue
-    return found
+    return with_words("flwr-clientapp", _processes_of(list((folder / "nodes").iterdir())))
+
+
+def with_words(words: str, found: list[int]) -> list[int]:
+    """Those of these processes whose command line has these words, separated by single spaces."""
+    kept = []
+    for process in found:
+        with suppress(OSError):
+            line = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ")
+            if words.encode() in line:
+                kept.append(process)
+    return kept
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

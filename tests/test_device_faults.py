@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 import real_processes
 import whole_runs
-from real_processes import federated, lines, nothing_left
+from real_processes import federated, lines, marked, nothing_left, with_words
 from whole_runs import save_arrays
 
 from fedscale_local import federation, keys, processes
 
-NODES = 4
+NODES, ROUNDS = 4, 10
 until = partial(real_processes.until, seconds=400)
 OURS = ("data=synthetic", "partition=natural", "model=logistic", "scaling=adam")
 THEIRS = ("data=arrays", "partition=natural", "strategy._target_=flwr.serverapp.strategy.FedAvg")
@@ -121,10 +121,13 @@ def test_clients_that_misbehave_are_dropped_and_named(
 def test_a_node_killed_in_a_round_is_missed_and_welcomed_back_and_one_that_stays_away_is_missed(
     nodes: Path, outside: Path, tmp_path: Path
 ) -> None:
+    """Nor does a run end, or fail, when the command dies by which its log is followed."""
     back, gone, run_dir = 1, 2, tmp_path / "run"
 
     def trouble() -> None:
         until(lambda: len(lines(run_dir)) == 1)
+        (follower,) = with_words("log", with_words("--stream", marked(f"TMPDIR={outside}")))
+        os.kill(follower, signal.SIGKILL)
         time.sleep(2)  # within round 2
         for node in (back, gone):
             os.kill(federation.status(nodes)["processes"][str(node)], signal.SIGKILL)
@@ -132,10 +135,10 @@ def test_a_node_killed_in_a_round_is_missed_and_welcomed_back_and_one_that_stays
         until(lambda: len(lines(run_dir)) == 3)
         federation.start_node(nodes, back, NODES, federation.status(nodes)["address"])
 
-    settings = {"num_rounds": 5, "round_timeout": 45.0, "superlink.federation": str(nodes)}
+    settings = {"num_rounds": ROUNDS, "round_timeout": 45.0, "superlink.federation": str(nodes)}
     with meanwhile(trouble):
         found = run(run_dir, *OURS, "engine=superlink", **settings)
-    assert [line["round"] for line in found.lines] == list(range(1, 6))
+    assert [line["round"] for line in found.lines] == list(range(1, ROUNDS + 1))
     missing = failed(found)
     assert missing[0] == [] and missing[2] == [back, gone] and missing[-1] == [gone]
     assert all(client in (back, gone) for clients in missing for client in clients)

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import whole_runs
+from flwr.app import Context, Message
 
 import clients.client_app
+from clients.training import Order
 from fedscale_local import federation
 from fedscale_local.cli import main
 from fedscale_local.data.shard import ARRAYS
+from fedscale_local.errors import ClientError
+from fedscale_local.experiment import Experiment
 
 NODES, BAD = 2, 1
 PROBLEM = ["data=synthetic", f"num_clients={NODES}"]
@@ -54,15 +58,14 @@ def test_a_run_on_shards_is_the_same_run_and_goes_on_without_a_damaged_one(
             for failure in line["failures"]
         )
 
-    order = clients.client_app._order
+    unpack = clients.client_app._try_unpack
 
-    def absent(*arguments: Any) -> Any:
-        *_, client, _ = arguments
-        if client == BAD:
-            raise ValueError("not there")
-        return order(*arguments)
+    def absent(experiment: Experiment, message: Message, context: Context, seen: Any) -> Order | ClientError:
+        if context.node_config["partition-id"] == BAD:
+            return ClientError("unpack", BAD, 0, "not there")
+        return unpack(experiment, message, context, seen)
 
-    monkeypatch.setattr("clients.client_app._order", absent)
+    monkeypatch.setattr("clients.client_app._try_unpack", absent)
     without = run(tmp_path / "without here", "engine.mode=looped", "engine.workers=1")
     assert json.dumps(without_reasons(damaged)) == json.dumps(without_reasons(without))
     assert damaged.bytes[1] == without.bytes[1] != whole.bytes[1]

@@ -67,14 +67,17 @@ def run_app(
     submitted = flwr(["run", app, HERE, "--run-config", config_file, *options], folder, env)
     run_id, log = submitted["run-id"], folder / "run.log"
     try:
-        # Following the log ends when the run ends, and costs less than asking again and again.
+        # Following the log ends with the run, and costs less than asking again and again; but a connection can break.
         follow: Command = ["flwr", "log", run_id, HERE, "--stream"]
-        if remote is None:
-            start(follow, folder, log, env).wait()
-        else:
+        if remote is not None:
             _await_start(config, run_id, folder, env)
-            _receive(remote.inbox, follow, folder, log, env)
-        row = _row(config, run_id, folder, env)
+        row: dict[str, Any] = {"status": "running"}
+        while not row["status"].startswith("finished"):
+            if remote is None:
+                start(follow, folder, log, env).wait()
+            else:
+                _receive(remote.inbox, follow, folder, log, env)
+            row = _row(config, run_id, folder, env)
     except BaseException:
         with suppress(FedscaleError):
             flwr(["stop", run_id, HERE], folder, env)
@@ -84,8 +87,10 @@ def run_app(
         kept = Path(str(config.run_dir)) / LOG
         kept.write_bytes(log.read_bytes() if log.exists() else b"")  # the reason seldom names a cause
         raise FedscaleError(f"the run is {row['status']}: {reason} (its log: {kept})")
-    if remote is not None and not remote.inbox.is_complete:
-        raise _missing(remote.inbox)
+    if remote is not None:
+        _receive(remote.inbox, follow, folder, log, env)  # what a stream that broke did not bring
+        if not remote.inbox.is_complete:
+            raise _missing(remote.inbox)
 
 
 def _receive(inbox: Inbox, follow: Command, folder: Path, log: Path, env: Mapping[str, str]) -> None:
