@@ -156,12 +156,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told")
 def test_what_a_step_frees_the_next_one_finds() -> None:
-    """Pages that the kernel clears in twenty steps of a small network of convolutions: hundreds a step, or few."""
+    """Pages that the kernel clears in twenty steps of a small network of convolutions: few.
+
+    Left alone they are more than 3,000, unless the kernel happens to clear a huge page at once.
+    """
 
     def faults(*arguments: str, **environment: str) -> int:
         command = [sys.executable, "-c", FAULTS, *arguments]
         env = {**os.environ, **environment}
         return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("leave") > 3_000
     assert faults("keep") < 2_000 and faults("leave", **KEEPS_MEMORY) < 2_000
