@@ -88,8 +88,10 @@ def answer(message: Message, context: Context) -> Message:
         config = config_of(context.run_config)
         with ending_after(config.round_timeout):
             if isinstance(config.client, CustomClient):
-                return _foreign(config, config.client, message, context)
-            return cohort([message], [context])[0]
+                reply = _foreign(config, config.client, message, context)
+            else:
+                reply = cohort([message], [context])[0]
+            return adapter.with_client(reply, context)
     except Exception as error:
         return adapter.error_reply(_reason(config, error), message)
 
@@ -163,13 +165,13 @@ def _foreign(config: Config, client: CustomClient, message: Message, context: Co
 @app.query()
 def which(message: Message, context: Context) -> Message:
     """Which client this node serves."""
-    return adapter.partition_reply(message, context)
+    return adapter.with_client(Message(RecordDict(), reply_to=message), context)
 
 
 @app.query("state")
 def tell_state(message: Message, context: Context) -> Message:
     """What this client keeps from round to round, for the server's checkpoint."""
-    return Message(adapter.kept(context.state), reply_to=message)
+    return adapter.with_client(Message(adapter.kept(context.state), reply_to=message), context)
 
 
 @app.query("restore")

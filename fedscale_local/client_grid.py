@@ -1,18 +1,17 @@
 """A Flower Grid seen by client index, so that a run is the same whatever ids its nodes have.
 
-Node ids of a real federation are random and change when a node comes back. Each node is asked which client it serves
-(its `partition-id`); from then on strategies see the ids of the in-process engine, and whatever is sampled, ordered or
-seeded by them comes out as it does there.
+Node ids of a real federation are random and change when a node comes back. Strategies see the ids of the in-process
+engine instead, and whatever is sampled, ordered or seeded by them comes out as it does there.
 
-A node may say what it likes, unless its key was registered under the name `client-N`: then it may serve client N and no
-other, and once it was seen nobody without such a name serves N in its place. A refused claim is told in the records.
+A node whose key was registered under the name `client-N` serves client N and no other, and once it was seen nobody
+without such a name serves N in its place. Any other node is asked which client it serves (its `partition-id`), and may
+say what it likes. Each reply says it again; who says something else then is refused, which the records tell.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from flwr.serverapp import Grid
 
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.errors import FedscaleError
-from fedscale_local.keys import name_of_client
+from fedscale_local.keys import client_of_name
 
 WAIT_SECONDS = 120.0
 """How long the start of a run waits for the nodes of all clients; questions beside the rounds wait no longer."""
@@ -70,9 +69,15 @@ class ClientGrid(Grid):
         self.client_of: dict[int, int] = {}
         """Which client each node serves, in the order in which the nodes said so."""
         self.proven: set[int] = set()
-        """Nodes whose names say so too."""
+        """Nodes whose names say so."""
+        self.names: dict[int, str] = {}
+        """What the keys of the nodes that are there were registered as, where it was under a name."""
         self.asked: Counter[int] = Counter()
         self.refusals: list[str] = []
+        self.states: dict[int, RecordDict] = {}
+        """What each client keeps, by node id, as far as it has told since it was last asked to do something."""
+        self.at_work: set[int] = set()
+        """Those that were asked since, by node id."""
         self.num_sent = 0
 
     def wait(self, seconds: float = WAIT_SECONDS) -> None:
@@ -97,6 +102,8 @@ class ClientGrid(Grid):
             adapter.stamp(message, str(self.num_sent))
             client = message.metadata.dst_node_id - adapter.FIRST_NODE
             if client in nodes:
+                if message.metadata.message_type not in (adapter.STATE, adapter.RESTORE):
+                    self.at_work.add(message.metadata.dst_node_id)
                 asked.append(message)
                 sent.append(adapter.forwarded(message, nodes[client]))
             else:
@@ -106,8 +113,22 @@ class ClientGrid(Grid):
         original = {s.metadata.message_id: message for s, message in zip(sent, asked, strict=True)}
         for reply in received:
             if reply.metadata.reply_to_message_id in original:
-                replies.append(adapter.answering(reply, original[reply.metadata.reply_to_message_id]))
+                message = original[reply.metadata.reply_to_message_id]
+                client = message.metadata.dst_node_id - adapter.FIRST_NODE
+                replies.append(self._checked(reply, message, nodes[client], client))
         return replies
+
+    def _checked(self, reply: Message, message: Message, node: int, client: int) -> Message:
+        """The reply as that of the client whom the message was for, or an error if it is another's."""
+        said = adapter.take_client(reply)
+        if said is None or said == client:
+            return adapter.answering(reply, message)
+        if self.client_of.pop(node, None) is not None:  # not refused in this round already
+            is_named = client_of_name(self.names[node]) is not None
+            reason = "its name is that of another" if is_named else "it said another"
+            self._refuse(node, said, f"refused, {reason}")
+        self.proven.discard(node)
+        return adapter.error_reply(f"its node serves client {said}", message)
 
     def _exchange(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """The replies that come in time; who is silent is sent a question beside, whose answer nobody waits for.
@@ -142,10 +163,12 @@ class ClientGrid(Grid):
 
     def _nodes(self) -> dict[int, int]:
         """The node of each client that has one now: a proven one, else of several the one that was there first."""
-        names = {node.node_id: node.name for node in self.grid.get_nodes()}
+        self.names = names = {node.node_id: node.name for node in self.grid.get_nodes()}
         new = [node for node in names if node not in self.client_of and self.asked[node] < ASKED_AT_MOST]
-        if new:
-            self._ask(sorted(new), names)
+        named = {node: client_of_name(names[node]) for node in new}
+        self._believe({node: client for node, client in named.items() if client is not None})
+        if unnamed := sorted(node for node in new if named[node] is None):
+            self._ask(unnamed)
         sure = {self.client_of[node] for node in self.proven}
         nodes: dict[int, int] = {}
         for node, client in sorted(self.client_of.items(), key=lambda item: item[0] not in self.proven):
@@ -153,7 +176,7 @@ class ClientGrid(Grid):
                 nodes.setdefault(client, node)
         return nodes
 
-    def _ask(self, new: Sequence[int], names: Mapping[int, str]) -> None:
+    def _ask(self, new: Sequence[int]) -> None:
         """Which client each new one of these nodes serves; who answered and was refused is not asked again."""
         self.asked.update(new)
         questions = [adapter.message_to(node, RecordDict(), MessageType.QUERY) for node in new]
@@ -162,36 +185,42 @@ class ClientGrid(Grid):
             if reply.has_error():
                 log.warning("a node did not say which client it serves: %s", reply.error.reason)
             else:
-                answers[reply.metadata.src_node_id] = adapter.partition_of(reply)
-        for node, client in sorted(answers.items()):
-            self.asked[node] = ASKED_AT_MOST
-            taken = {self.client_of.get(other) for other in names}
-            fault = self._claim(node, names[node], client, taken)
-            if fault is not None:
-                called = f"the node registered as {names[node]}" if names[node] else "a node without a name"
-                self.refusals.append(f"{called} says that it serves client {client}: {fault}")
-                log.warning("%s", self.refusals[-1])
+                answers[reply.metadata.src_node_id] = adapter.take_client(reply)
+        self._believe(answers)
 
-    def _claim(self, node: int, name: str, client: int | None, taken: set[int | None]) -> str | None:
-        """Believe a node, or say why not."""
-        if client is None or not 0 <= client < len(self.node_of_client):
-            return "this run has no such client"
-        if re.fullmatch(r"client-\d+", name):
-            if name != name_of_client(client):
-                return "refused, its name is that of another"
-            self.proven.add(node)
-        self.client_of[node] = client
-        return (
-            "so does another; the one whose name says so counts, else the first" if client in taken else None
-        )
+    def _believe(self, claims: Mapping[int, int | None]) -> None:
+        """These nodes serve these clients, as far as the run has them."""
+        for node, client in sorted(claims.items()):
+            self.asked[node] = ASKED_AT_MOST
+            if client is None or not 0 <= client < len(self.node_of_client):
+                self._refuse(node, client, "this run has no such client")
+                continue
+            if client in {self.client_of.get(other) for other in self.names}:
+                self._refuse(
+                    node, client, "so does another; the one whose name says so counts, else the first"
+                )
+            self.client_of[node] = client
+            if client_of_name(self.names[node]) is not None:
+                self.proven.add(node)
+
+    def _refuse(self, node: int, client: int | None, fault: str) -> None:
+        called = f"the node registered as {self.names[node]}" if self.names[node] else "a node without a name"
+        self.refusals.append(f"{called} says that it serves client {client}: {fault}")
+        log.warning("%s", self.refusals[-1])
 
     def client_states(self) -> dict[int, RecordDict]:
-        """What each client keeps from round to round, by node id, fetched for a checkpoint."""
+        """What each client keeps from round to round, by node id; asked are those that had something to do since."""
         if not self.keeps_state:
             return {}
-        questions = [adapter.message_to(node, RecordDict(), adapter.STATE) for node in self.node_of_client]
-        replies = self.send_and_receive(questions, timeout=self.patience)
-        return {r.metadata.src_node_id: r.content for r in replies if r.has_content() and len(r.content)}
+        changed = [node for node in self.node_of_client if node in self.at_work]
+        for node in changed:
+            self.states.pop(node, None)
+        questions = [adapter.message_to(node, RecordDict(), adapter.STATE) for node in changed]
+        for reply in self.send_and_receive(questions, timeout=self.patience) if questions else []:
+            if reply.has_content():
+                self.states[reply.metadata.src_node_id] = reply.content
+                self.at_work.discard(reply.metadata.src_node_id)
+        return {node: self.states[node] for node in sorted(self.states) if len(self.states[node])}
 
     def restore_clients(self, states: Mapping[int, RecordDict]) -> None:
         """Give each client back what it kept; raises FedscaleError if one of them cannot be reached."""
@@ -200,6 +229,7 @@ class ClientGrid(Grid):
             if reply.has_error():
                 client = reply.metadata.src_node_id - adapter.FIRST_NODE
                 raise FedscaleError(f"client {client} did not take back its state: {reply.error.reason}")
+        self.states |= states
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         raise NotImplementedError("strategies send and receive in one call")

@@ -107,18 +107,20 @@ def answering(reply: Message, message: Message) -> Message:
     return Message(reply.error if reply.has_error() else reply.content, reply_to=message)
 
 
-def partition_reply(message: Message, context: Context) -> Message:
-    """What a node answers when it is asked which client it serves."""
-    return Message(
-        wire.content({}, metrics=MetricRecord({wire.PARTITION: int(context.node_config[wire.PARTITION])})),
-        reply_to=message,
-    )
+def with_client(reply: Message, context: Context) -> Message:
+    """The reply, with which client its node serves."""
+    if reply.has_content():
+        client = int(str(context.node_config[wire.PARTITION]))
+        reply.content[wire.PARTITION] = MetricRecord({wire.PARTITION: client})
+    return reply
 
 
-def partition_of(reply: Message) -> int | None:
-    """The client that a node said it serves; None if it said something else."""
-    metrics = reply.content.metric_records.get(wire.METRICS)
-    number = None if metrics is None else metrics.get(wire.PARTITION)
+def take_client(reply: Message) -> int | None:
+    """Take out of a reply which client its node says it serves; None if it does not say so."""
+    if not reply.has_content() or wire.PARTITION not in reply.content:
+        return None
+    record = reply.content.pop(wire.PARTITION)
+    number = record.get(wire.PARTITION) if isinstance(record, MetricRecord) else None
     return number if isinstance(number, int) else None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -65,6 +66,12 @@ def refuse_readable(path: Path, where: str) -> None:
 def name_of_client(client: int) -> str:
     """What a node's key is registered as, so that the node can serve this client alone."""
     return f"client-{client}"
+
+
+def client_of_name(name: str) -> int | None:
+    """The client whose node's key was registered under this name; None for any other name."""
+    found = re.fullmatch(r"client-(0|[1-9][0-9]*)", name, re.ASCII)
+    return int(found[1]) if found else None
 
 
 def write_shared_secret(path: Path) -> None:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from fedscale_local import client_grid, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_grid import ClientGrid, take_refusals
-from fedscale_local.keys import name_of_client
+from fedscale_local.keys import client_of_name, name_of_client
 
 FIRST = adapter.FIRST_NODE
 
@@ -26,6 +26,7 @@ class Nodes(Grid):
         self.nodes = {int(key.removeprefix("n")): value for key, value in nodes.items()}
         self.silent: set[int] = set()
         self.asked: list[int] = []
+        self.kinds: list[tuple[int, str]] = []
         self.waiting: list[Message] = []
         self.sent = 0
 
@@ -43,9 +44,11 @@ class Nodes(Grid):
             adapter.stamp(message, f"sent {self.sent}")
             if message.metadata.message_type == "query":
                 self.asked.append(node)
+            self.kinds.append((node, message.metadata.message_type))
             if node not in self.silent:
-                said = {wire.PARTITION: self.nodes[node][1], "node": node}
-                reply = Message(RecordDict({wire.METRICS: MetricRecord(said)}), reply_to=message)
+                said = MetricRecord({wire.PARTITION: self.nodes[node][1]})
+                told = MetricRecord({"node": node, "number": self.sent})
+                reply = Message(RecordDict({wire.METRICS: told, wire.PARTITION: said}), reply_to=message)
                 reply.metadata.__dict__["_src_node_id"] = node
                 replies.append(reply)
         return replies
@@ -97,6 +100,12 @@ def answering(clients: ClientGrid, num_clients: int = 2) -> list[int | None]:
     ]
 
 
+def test_a_node_whose_name_says_whom_it_serves_is_not_asked() -> None:
+    nodes = Nodes(n11=("client-1", 1), n12=("client-0", 0), n13=("", 2))
+    assert answering(ClientGrid(nodes, 3), 3) == [12, 11, 13]
+    assert nodes.asked == [13]
+
+
 def test_a_node_whose_name_is_that_of_another_client_is_refused_and_told_once() -> None:
     nodes = Nodes(n11=("client-0", 0), n12=("client-1", 0))
     clients = ClientGrid(nodes, 2)
@@ -107,7 +116,51 @@ def test_a_node_whose_name_is_that_of_another_client_is_refused_and_told_once() 
         "the node registered as client-1 says that it serves client 0: refused, its name is that of another"
     ]
     assert take_refusals(clients) == []
-    assert nodes.asked == [11, 12]
+    assert nodes.sent == 2, "who was refused is sent nothing more"
+
+
+def test_a_node_that_says_now_this_and_now_that_is_refused() -> None:
+    nodes = Nodes(n11=("", 0), n12=("laptop", 1))
+    clients = ClientGrid(nodes, 2)
+    assert answering(clients) == [11, 12]
+    nodes.nodes[12] = ("laptop", 0)
+    assert answering(clients) == answering(clients) == [11, None]
+    assert take_refusals(clients) == [
+        "the node registered as laptop says that it serves client 0: refused, it said another"
+    ]
+
+
+def test_nothing_of_who_serves_whom_is_left_in_a_reply() -> None:
+    clients = ClientGrid(Nodes(n11=("client-0", 0)), 1)
+    (reply,) = clients.send_and_receive([adapter.message_to(FIRST, RecordDict())])
+    assert list(reply.content) == [wire.METRICS]
+
+
+def test_only_clients_that_did_something_are_asked_what_they_keep() -> None:
+    nodes = Nodes(n11=("client-0", 0), n12=("client-1", 1), n13=("client-2", 2))
+    clients = ClientGrid(nodes, 3)
+
+    def fetched(*at_work: int) -> tuple[list[int], dict[int, Any]]:
+        """Whom the grid asks after these clients have worked, and when each client told what it keeps, by client."""
+        for client in at_work:
+            assert list(clients.send_and_receive([adapter.message_to(FIRST + client, RecordDict())]))
+        nodes.kinds.clear()
+        states = clients.client_states()
+        asked = [node - 11 for node, kind in nodes.kinds if kind == adapter.STATE]
+        assert len(asked) == len(nodes.kinds)
+        return asked, {node - FIRST: state[wire.METRICS]["number"] for node, state in states.items()}
+
+    assert fetched() == ([], {})
+    assert fetched(1) == ([1], {1: 2})
+    assert fetched(0, 1) == ([0, 1], {0: 5, 1: 6})
+    assert fetched() == ([], {0: 5, 1: 6})
+    clients.restore_clients({FIRST + 2: RecordDict({wire.METRICS: MetricRecord({"number": -1})})})
+    assert fetched(0) == ([0], {0: 9, 1: 6, 2: -1})
+    clients.send_and_receive([adapter.message_to(FIRST, RecordDict())])
+    del nodes.nodes[11]
+    assert fetched() == ([], {1: 6, 2: -1}), "what a client that is away keeps by now nobody knows"
+    nodes.nodes[11] = ("client-0", 0)
+    assert fetched() == ([0], {0: 11, 1: 6, 2: -1})
 
 
 @pytest.mark.parametrize("stranger", ["", "laptop"])
@@ -161,13 +214,27 @@ def test_a_node_that_is_one_message_behind_is_heard_all_the_same(
 ) -> None:
     monkeypatch.setattr(client_grid, "QUIET_SECONDS", 0.02)
     monkeypatch.setattr(client_grid, "PAUSE_SECONDS", 0.01)
-    nodes = Late(n11=("client-0", 0), n12=("client-1", 1))
+    nodes = Late(n11=("client-0", 0), n12=("", 1))
     nodes.silent = late
     clients = ClientGrid(nodes, 2)
     for _ in range(3):
         assert answering(clients) == [11, 12]
-    assert all(nodes.asked.count(node) == (4 + 1 if node in late else 1) for node in (11, 12)), "and no more"
+    beside = {node: 3 if node in late else 0 for node in (11, 12)}
+    beside[12] += 2 if 12 in late else 1  # it was asked which client it serves
+    assert {node: nodes.asked.count(node) for node in (11, 12)} == beside, "and no more"
 
 
 def test_the_name_of_a_client() -> None:
-    assert name_of_client(12) == "client-12"
+    assert name_of_client(12) == "client-12" and client_of_name("client-12") == 12
+    for other in (
+        "",
+        "laptop",
+        "client-",
+        "client-1a",
+        "client--1",
+        "client-01",
+        "client-1 ",
+        "Client-1",
+        "client-²",
+    ):
+        assert client_of_name(other) is None

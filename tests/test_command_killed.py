@@ -1,6 +1,6 @@
 """A run on SuperNodes whose command, and then whose SuperLink, are ended: each time it can be carried on.
 
-A federation of its own, of two nodes: every start asks each of them which client it serves, in a process of its own.
+A federation of its own, of two nodes: every message to one starts a process there.
 """
 
 from __future__ import annotations

@@ -8,15 +8,10 @@ from typing import Any
 
 import pytest
 import whole_runs
-from flwr.app import Context, Message
 
-import clients.client_app
-from clients.training import Order
 from fedscale_local import federation
 from fedscale_local.cli import main
 from fedscale_local.data.shard import ARRAYS
-from fedscale_local.errors import ClientError
-from fedscale_local.experiment import Experiment
 
 NODES, BAD = 2, 1
 PROBLEM = ["data=synthetic", f"num_clients={NODES}"]
@@ -37,9 +32,7 @@ def without_reasons(found: whole_runs.Run) -> list[dict[str, Any]]:
     return [line | {"failures": [failure["client"] for failure in line["failures"]]} for line in found.lines]
 
 
-def test_a_run_on_shards_is_the_same_run_and_goes_on_without_a_damaged_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_on_shards_is_the_same_run_and_goes_on_without_a_damaged_one(tmp_path: Path) -> None:
     shards, nodes = tmp_path / "the shards", tmp_path / "federation"
     assert main(["shard", *PROBLEM, "--all", f"--out={shards}"]) == 0
     federation.up(nodes, NODES, shards=shards)
@@ -58,14 +51,7 @@ def test_a_run_on_shards_is_the_same_run_and_goes_on_without_a_damaged_one(
             for failure in line["failures"]
         )
 
-    unpack = clients.client_app._try_unpack
-
-    def absent(experiment: Experiment, message: Message, context: Context, seen: Any) -> Order | ClientError:
-        if context.node_config["partition-id"] == BAD:
-            return ClientError("unpack", BAD, 0, "not there")
-        return unpack(experiment, message, context, seen)
-
-    monkeypatch.setattr("clients.client_app._try_unpack", absent)
-    without = run(tmp_path / "without here", "engine.mode=looped", "engine.workers=1")
+    with whole_runs.absent(BAD):
+        without = run(tmp_path / "without here", "engine.mode=looped", "engine.workers=1")
     assert json.dumps(without_reasons(damaged)) == json.dumps(without_reasons(without))
     assert damaged.bytes[1] == without.bytes[1] != whole.bytes[1]

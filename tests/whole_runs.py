@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +13,13 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from flwr.app import Context, Message
 from safetensors.numpy import load_file
 
+import clients.client_app
 from fedscale_local import compose, experiment, fresh
 from fedscale_local.config import Config, from_container
+from fedscale_local.errors import ClientError
 
 NATURAL = (
     "data=arrays",
@@ -69,6 +73,20 @@ def run(run_dir: Path, *overrides: str, settings: Mapping[str, Any] | None = Non
         experiment.run(config)
     lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     return Run(run_dir, lines, load_file(run_dir / "model.safetensors"))
+
+
+@contextmanager
+def absent(client: int) -> Iterator[None]:
+    """In process, this client fails before it has done anything."""
+    unpack = clients.client_app._try_unpack
+
+    def fail(experiment: Any, message: Message, context: Context, seen: Any) -> Any:
+        if context.node_config["partition-id"] == client:
+            return ClientError("unpack", client, 0, "not there")
+        return unpack(experiment, message, context, seen)
+
+    with patch("clients.client_app._try_unpack", fail):
+        yield
 
 
 def save_arrays(path: Path, x: list[np.ndarray], y: list[Any], **more: np.ndarray) -> Path:
