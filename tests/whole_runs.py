@@ -78,14 +78,14 @@ def run(run_dir: Path, *overrides: str, settings: Mapping[str, Any] | None = Non
 @contextmanager
 def absent(client: int) -> Iterator[None]:
     """In process, this client fails before it has done anything."""
-    unpack = clients.client_app._try_unpack
+    unpack = clients.client_app.try_unpack
 
     def fail(experiment: Any, message: Message, context: Context, seen: Any) -> Any:
         if context.node_config["partition-id"] == client:
             return ClientError("unpack", client, 0, "not there")
         return unpack(experiment, message, context, seen)
 
-    with patch("clients.client_app._try_unpack", fail):
+    with patch("clients.client_app.try_unpack", fail):
         yield
 
 
