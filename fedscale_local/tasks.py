@@ -27,6 +27,8 @@ from fedscale_local.vector import Layout
 
 RESIDENT_BYTES = 256 * 2**20
 """Up to this size a training set is kept as the model sees it, and not turned from bytes at every step."""
+EVALUATED_NUMBERS = 400_000
+"""Of inputs that are evaluated at once; what a network of convolutions makes of them is many times as large."""
 
 
 def losses(kind: str, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,7 +256,7 @@ class Task:
     ) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor]]]:
         """Which examples, and their `losses`, a chunk at a time."""
         module = self.looped.load(params, buffers).eval()
-        chunk = max(1, min(1024, 2_000_000 // max(1, x[:1].numel())))
+        chunk = max(1, min(1024, EVALUATED_NUMBERS // max(1, x[:1].numel())))
         for start in range(0, len(x), chunk):
             part = slice(start, start + chunk)
             outputs = module(self.inputs(self.there(x[part].clone())))  # a module may change what it is given
