@@ -1,11 +1,13 @@
 """Stop a run of every strategy after each of its rounds, the last included, and carry it on: the same bytes?
 
-    python -m benchmarks.resumes [--engine in_process|ray|superlink] [--strategies savic,scaffold] [key=value ...]
+    python -m benchmarks.resumes [--engine in_process|ray|superlink] [--warm] [--strategies savic,...] [key=value ...]
 
 A run of one round is carried on to the second, that one to the third, and so on, each by a new command's work on the
 engine that is asked for; after the last round it is carried on once more, with nothing left to do. In the end it has
 the bytes of an undisturbed run in process: so what a round leaves in memory alone, on any engine, would show. With
-superlink a federation of one node for each client is started first. A run that fails is named and kept where it is.
+superlink a federation of one node for each client is started first; most of the time goes to importing torch and
+Flower, eight times for each run, and with --warm what is started are forks of a process that has imported them. A run
+that fails is named and kept where it is.
 Further keys apply to the runs that are stopped: engine.address=127.0.0.1:6379 engine.num_cpus=2 lets one Ray cluster
 of four CPUs serve two such commands at once.
 """
@@ -13,20 +15,26 @@ of four CPUs serve two such commands at once.
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.kills import results, strategies
 from fedscale_local import compose, experiment, federation, reports
+from fedscale_local.engines import flower_command
 from fedscale_local.errors import FedscaleError
 
+WARM = Path(__file__).resolve().parents[1] / "tests" / "warm.py"
 ROUNDS, CLIENTS = 12, 4
 SMALL = (
     f"data=synthetic data.dimension=10 data.num_classes=4 num_clients={CLIENTS} clients_per_round=3 model=logistic "
@@ -46,6 +54,34 @@ def unequal(name: str, engine: Sequence[str], folder: Path) -> bool:
     for round in [*range(2, ROUNDS + 1), ROUNDS]:
         experiment.resume(stopped, there.model_copy(update={"run_dir": str(stopped), "num_rounds": round}))
     return results(stopped) != results(whole)
+
+
+@contextmanager
+def warm(folder: Path) -> Iterator[None]:
+    """Flower's commands start as forks of a process that has imported all that they need."""
+    folder.mkdir()
+    door, commands = folder / "door", ("flwr", "flwr-serverapp", "flwr-clientapp")
+    for command in commands:
+        ask = shlex.join([sys.executable, "-I", "-S", str(WARM), "ask", str(door), command])
+        (folder / command).write_text(f'#!/bin/sh\nexec {ask} "$@"\n')
+        (folder / command).chmod(0o755)
+    environment = flower_command.environment
+
+    def first(home: Path) -> dict[str, str]:
+        found = environment(home)
+        return found | {"PATH": f"{folder}{os.pathsep}{found['PATH']}"}
+
+    serve = [sys.executable, "-P", str(WARM), "serve", str(door), *commands]
+    with (
+        subprocess.Popen(serve, env=environment(folder)) as server,
+        patch.object(flower_command, "environment", first),
+    ):
+        try:
+            while not door.exists() and server.poll() is None:
+                time.sleep(0.1)
+            yield
+        finally:
+            server.kill()
 
 
 @contextmanager
@@ -69,6 +105,9 @@ def main() -> None:
     parser.add_argument(
         "--strategies", type=lambda text: text.split(","), default=strategies(), help="default: all"
     )
+    parser.add_argument(
+        "--warm", action="store_true", help="with superlink: commands are forks of one process"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -79,6 +118,7 @@ def main() -> None:
     )
     with (
         tempfile.TemporaryDirectory() as place,
+        warm(Path(place) / "commands") if arguments.warm else nullcontext(),
         engine(arguments.engine, Path(place) / "federation") as overrides,
     ):
         for name in arguments.strategies:

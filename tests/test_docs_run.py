@@ -48,7 +48,9 @@ def warm() -> Iterator[Path]:
         path = Path(folder) / "warm"
         env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FEDSCALE_DATA")}
         env |= {} if is_installed() else {"PYTHONPATH": str(REPO)}
-        server = subprocess.Popen([sys.executable, "-P", str(WARM), str(path)], env=env)
+        server = subprocess.Popen(
+            [sys.executable, "-P", str(WARM), "serve", str(path), "fedscale-local"], env=env
+        )
         try:
             while not path.exists():
                 assert server.poll() is None
@@ -73,7 +75,7 @@ def shims(folder: Path, packages: Path | None, warm: Path | None) -> dict[str, s
         shim = folder / name
         lines = ["#!/bin/sh"]
         if warm is not None and name == "fedscale-local":
-            asked = shlex.join([sys.executable, "-I", "-S", str(WARM), str(warm)])
+            asked = shlex.join([sys.executable, "-I", "-S", str(WARM), "ask", str(warm), name])
             lines.append(f'[ -n "$PYTHONPATH" ] || mkdir {folder}/first 2>/dev/null || exec {asked} "$@"')
         real = f'exec {shlex.quote(sys.executable)} {arguments}"$@"'
         lines.append(f'PYTHONPATH="$PYTHONPATH${{PYTHONPATH:+:}}{ours}" {real}')

@@ -1,15 +1,24 @@
-"""The command `fedscale-local` without its imports, which take longer than most of what the documentation does.
+"""Commands without their imports, which take longer than most of what they do: `fedscale-local` and Flower's.
 
-`python warm.py SOCKET` has imported everything and done nothing. Each connection is one command: a fork of it with the
-caller's arguments, folder, environment, input and output, as a process of its own with nothing left from another.
-`python warm.py SOCKET ARGUMENT...` is such a caller: it imports little and ends with the command's exit status.
+`python warm.py serve SOCKET PROGRAM...` has imported everything and done nothing. Each connection is one command: a
+fork of it with the caller's arguments, folder, environment, input and output, as a process of its own with nothing left
+from another. `python warm.py ask SOCKET PROGRAM ARGUMENT...` is such a caller: it imports little and ends with the
+command's exit status.
 """
 
+import atexit
 import os
 import socket
 import sys
+import threading
 
 MIB = 1 << 20
+PROGRAMS = {
+    "fedscale-local": "fedscale_local.cli.main",
+    "flwr": "flwr.cli.app.app",
+    "flwr-serverapp": "flwr.superlink.cli.flwr_serverapp",
+    "flwr-clientapp": "flwr.supernode.cli.flwr_clientapp",
+}
 
 
 def ask(path: str, arguments: list[str]) -> int:
@@ -23,12 +32,13 @@ def ask(path: str, arguments: list[str]) -> int:
     return answer[0] if answer else 1
 
 
-def serve(path: str) -> None:
+def serve(path: str, names: list[str]) -> None:
     from contextlib import suppress
 
-    from fedscale_local import cli, fresh
+    from fedscale_local import fresh
     from fedscale_local.instantiate import locate
 
+    programs = {name: locate(PROGRAMS[name]) for name in names}
     for name in fresh.PRELOADED:
         locate(name)
     fresh.Fresh.__init__ = forked  # type: ignore[method-assign]
@@ -59,7 +69,7 @@ def serve(path: str) -> None:
             child = os.fork()
             if child == 0:
                 line.close()
-                be(told.decode(errors="surrogateescape").split("\0"), streams, cli.main)
+                be(told.decode(errors="surrogateescape").split("\0"), streams, programs)
             for stream in streams:
                 os.close(stream)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -67,8 +77,8 @@ def serve(path: str) -> None:
             os._exit(0)
 
 
-def be(told: list[str], streams: list[int], main) -> None:
-    """The command itself, which ends as any program does."""
+def be(told: list[str], streams: list[int], programs) -> None:
+    """The command itself, up to its last word: to clear the memory of what was imported takes longer than the rest."""
     count, *words = told
     arguments, (folder, *environment) = words[: int(count)], words[int(count) :]
     for number, stream in enumerate(streams):
@@ -77,8 +87,22 @@ def be(told: list[str], streams: list[int], main) -> None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(entry.split("=", 1) for entry in environment)
-    sys.argv[1:] = arguments
-    sys.exit(main())
+    sys.argv[:] = arguments
+    status = 0
+    try:
+        status = programs[arguments[0]]()
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else bool(status))
 
 
 def forked(self, cores: int | None = None) -> None:
@@ -108,7 +132,7 @@ def forked(self, cores: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        serve(sys.argv[1])
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2], sys.argv[3:])
     else:
-        sys.exit(ask(sys.argv[1], sys.argv[2:]))
+        sys.exit(ask(sys.argv[2], sys.argv[3:]))
