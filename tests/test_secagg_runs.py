@@ -487,7 +487,7 @@ def test_no_checkpoint_fetches_the_secrets(four: Any) -> None:
     message = adapter.stamp(adapter.message_to(FIRST_NODE, RecordDict(), adapter.STATE), "4")
     contexts[0].state["memory"] = wire.vector_record(torch.ones(2))
     assert wire.SECURE in contexts[0].state
-    assert list(client_app.tell_state(message, contexts[0]).content) == ["memory"]
+    assert list(client_app.tell_state(message, contexts[0]).content) == ["memory", wire.PARTITION]
     grid = InProcessGrid(client_app.app, 1, {}, states={FIRST_NODE: contexts[0].state})
     assert list(grid.client_states()[FIRST_NODE]) == ["memory"]
 
