@@ -21,13 +21,14 @@ from fedscale_local import server_step, wire
 from fedscale_local.config_strategies import Strategy as Method
 from fedscale_local.curvature import SIGNED
 from fedscale_local.experiment import Experiment
+from fedscale_local.scaling import Memory
 from strategies.base import FederatedStrategy, Instructions, Reply
 
 
 class Savic(FederatedStrategy):
     """The scaled local method, in all scopes and mixings."""
 
-    survives = (*FederatedStrategy.survives, "memory", "d_hat", "held", "derivable", "mean_steps")
+    survives = (*FederatedStrategy.survives, "memory", "held", "derivable", "mean_steps")
 
     def __init__(self, experiment: Experiment, method: Method) -> None:
         super().__init__(experiment, method)
@@ -36,12 +37,21 @@ class Savic(FederatedStrategy):
         self.is_global = self.config.scope == "global" and not self.scaling.is_identity
         start = self.scaling.init(experiment.task.initial_params, ones=experiment.starts_at_ones)
         self.memory = start if self.is_global else None
-        self.d_hat: Tensor | None = None
         self.held: dict[int, int] = {}
         """Which clock of D each client has; it answered in the round in which it got that one."""
         self.derivable: set[int] = set()
         """Clients that can refresh D themselves from the last round's displacement, and need not be sent it."""
         self.mean_steps = 0.0
+
+    @property
+    def memory(self) -> Memory | None:
+        """What D-hat is made of."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory | None) -> None:
+        self._memory = memory
+        self.d_hat = self.scaling.d_hat(memory)
 
     def expects(self, round: int) -> dict[str, int]:
         vectors, size = super().expects(round), self.task.layout.size
@@ -99,7 +109,6 @@ class Savic(FederatedStrategy):
             signed = self.config.statistic in SIGNED
             h = server_step.combine(statistics, weights, self.config.combine, signed)
         self.memory = self.scaling.refresh(self.memory, h)
-        self.d_hat = self.scaling.d_hat(self.memory)
         return params, self._diagnostics(previous)
 
     def divisor(self, replies: list[Reply], weights: list[float]) -> Tensor | None:

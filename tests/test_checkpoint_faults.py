@@ -88,6 +88,7 @@ def one_after_the_other(calls: Calls) -> Iterator[None]:
     with (
         patch.object(disk, "os", calls),
         patch.object(Writer, "offer", written),
+        patch("fedscale_local.checkpoint_writer.REST", 0),
         patch("fedscale_local.reports.write"),
     ):
         yield
