@@ -50,7 +50,7 @@ def outside(nodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_undisturbed_one(
     nodes: Path, outside: Path, tmp_path: Path
 ) -> None:
-    run_dir, rounds = tmp_path / "run", 5
+    run_dir, rounds = tmp_path / "run", 8
     overrides = [
         *OURS,
         f"num_rounds={rounds}",
@@ -68,7 +68,7 @@ def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         ) as process:
             until(lambda: len(lines(run_dir)) >= at or process.poll() is not None)
-            time.sleep(2)  # within the next round
+            time.sleep(0.5)  # within the next round
             trouble(process.pid)
             said = process.communicate(timeout=400)[1]
         until(lambda: not list(outside.glob("fedscale-*")))
