@@ -124,8 +124,7 @@ class ClientGrid(Grid):
         if said is None or said == client:
             return adapter.answering(reply, message)
         if self.client_of.pop(node, None) is not None:  # not refused in this round already
-            is_named = client_of_name(self.names[node]) is not None
-            reason = "its name is that of another" if is_named else "it said another"
+            reason = "its name is that of another" if node in self.proven else "it said another"
             self._refuse(node, said, f"refused, {reason}")
         self.proven.discard(node)
         return adapter.error_reply(f"its node serves client {said}", message)
