@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -57,10 +58,19 @@ def unequal(name: str, engine: Sequence[str], folder: Path) -> bool:
 
 
 @contextmanager
-def warm(folder: Path) -> Iterator[None]:
+def warm(folder: Path) -> Iterator[Path]:
     """Flower's commands start as forks of a process that has imported all that they need."""
     folder.mkdir()
-    door, commands = folder / "door", ("flwr", "flwr-serverapp", "flwr-clientapp")
+    door = folder / "door"
+    commands = (
+        "flower-superexec",
+        "flower-superlink",
+        "flwr",
+        "flwr-clientapp",
+        "flwr-serverapp",
+        "flwr-simulation",
+        "ray-worker",
+    )
     for command in commands:
         ask = shlex.join([sys.executable, "-I", "-S", str(WARM), "ask", str(door), command])
         (folder / command).write_text(f'#!/bin/sh\nexec {ask} "$@"\n')
@@ -79,16 +89,42 @@ def warm(folder: Path) -> Iterator[None]:
         try:
             while not door.exists() and server.poll() is None:
                 time.sleep(0.1)
-            yield
+            yield folder
         finally:
             server.kill()
 
 
 @contextmanager
-def engine(name: str, folder: Path) -> Iterator[list[str]]:
-    """The overrides that choose it."""
+def cluster(commands: Path) -> Iterator[list[str]]:
+    """One of one CPU whose workers are forks, too: the overrides that choose it."""
+    import ray
+    from ray._private.parameter import RayParams
+
+    start, made = commands / "start_worker.py", RayParams.__init__
+    asked = [str(WARM), "ask", str(commands / "door"), "ray-worker"]
+    start.write_text(
+        f"import runpy, sys\nsys.argv[:1] = {asked}\nrunpy.run_path({str(WARM)!r}, run_name='__main__')\n"
+    )
+
+    def told(self: RayParams, **given: Any) -> None:
+        made(self, **given | {"setup_worker_path": str(start)})
+
+    with patch.object(RayParams, "__init__", told):
+        context = ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        yield [f"engine.address={context.address_info['gcs_address']}", "engine.num_cpus=1"]
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def engine(name: str, folder: Path, commands: Path | None) -> Iterator[list[str]]:
+    """The overrides that choose it; commands: where those that are warm are."""
     if name == "in_process":
         yield []
+    elif name == "ray" and commands is not None:
+        with cluster(commands) as overrides:
+            yield ["engine=ray", *overrides]
     elif name == "ray":
         yield ["engine=ray"]
     else:
@@ -118,8 +154,8 @@ def main() -> None:
     )
     with (
         tempfile.TemporaryDirectory() as place,
-        warm(Path(place) / "commands") if arguments.warm else nullcontext(),
-        engine(arguments.engine, Path(place) / "federation") as overrides,
+        warm(Path(place) / "commands") if arguments.warm else nullcontext() as commands,
+        engine(arguments.engine, Path(place) / "federation", commands) as overrides,
     ):
         for name in arguments.strategies:
             start, folder = time.monotonic(), Path(tempfile.mkdtemp())

@@ -8,6 +8,8 @@ command's exit status.
 
 import atexit
 import os
+import select
+import signal
 import socket
 import sys
 import threading
@@ -15,10 +17,14 @@ import threading
 MIB = 1 << 20
 PROGRAMS = {
     "fedscale-local": "fedscale_local.cli.main",
+    "flower-superexec": "flwr.supercore.cli.flower_superexec",
+    "flower-superlink": "flwr.superlink.cli.flower_superlink",
     "flwr": "flwr.cli.app.app",
     "flwr-serverapp": "flwr.superlink.cli.flwr_serverapp",
     "flwr-clientapp": "flwr.supernode.cli.flwr_clientapp",
+    "flwr-simulation": "flwr.simulation.app.flwr_simulation",
 }
+RAY_WORKER = "ray-worker"
 
 
 def ask(path: str, arguments: list[str]) -> int:
@@ -38,7 +44,7 @@ def serve(path: str, names: list[str]) -> None:
     from fedscale_local import fresh
     from fedscale_local.instantiate import locate
 
-    programs = {name: locate(PROGRAMS[name]) for name in names}
+    programs = {name: locate(PROGRAMS[name]) if name in PROGRAMS else ray_worker for name in names}
     for name in fresh.PRELOADED:
         locate(name)
     fresh.Fresh.__init__ = forked  # type: ignore[method-assign]
@@ -72,8 +78,12 @@ def serve(path: str, names: list[str]) -> None:
                 be(told.decode(errors="surrogateescape").split("\0"), streams, programs)
             for stream in streams:
                 os.close(stream)
+            ended = os.pidfd_open(child)
+            if select.select([ended, line], [], [])[0] == [line]:  # the caller was ended: so is the command
+                os.kill(child, signal.SIGTERM)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            line.sendall(bytes([status % 256 if status >= 0 else 128 - status]))
+            with suppress(OSError):
+                line.sendall(bytes([status % 256 if status >= 0 else 128 - status]))
             os._exit(0)
 
 
@@ -103,6 +113,18 @@ def be(told: list[str], streams: list[int], programs) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else bool(status))
+
+
+def ray_worker() -> None:
+    """What Ray starts with `python setup_worker.py default_worker.py ...`: the second, in an environment like this.
+
+    Ray reads its environment as it is imported, so that is left to each.
+    """
+    import runpy
+
+    ours = ("--serialized-runtime-env-context", "--language")
+    sys.argv[:] = [argument for argument in sys.argv[1:] if not argument.startswith(ours)]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def forked(self, cores: int | None = None) -> None:

@@ -16,7 +16,7 @@ import pickle
 import signal
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -63,39 +63,47 @@ class _End:
         self.start = 0
         self.received: list[tuple[int, weakref.ref[np.ndarray]]] = []
 
-    def send(self, message: Any) -> None:
-        buffers: list[pickle.PickleBuffer] = []
-        stream = io.BytesIO()
-        _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(message)
-        start, rest = self.start, []
-        places: list[tuple[int | None, int]] = []  # start and end, or none and how many bytes follow
-        for raw in (buffer.raw() for buffer in buffers):
-            end = start + raw.nbytes
-            if end <= len(self.mine):
-                self.mine[start:end] = raw
-                places.append((start, end))
-                start = _aligned(end)
-            else:
-                places.append((None, raw.nbytes))
-                rest.append(raw)
-        self.connection.send((stream.getvalue(), places, self._in_use()))
+    def send(self, messages: Iterable[Any]) -> None:
+        """All of them at once; the numbers of each are written as soon as it is made, while they are in the cache."""
+        parcels, start, rest = [], self.start, []
+        for message in messages:
+            buffers: list[pickle.PickleBuffer] = []
+            stream = io.BytesIO()
+            _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(message)
+            places: list[tuple[int | None, int]] = []  # start and end, or none and how many bytes follow
+            for raw in (buffer.raw() for buffer in buffers):
+                end = start + raw.nbytes
+                if end <= len(self.mine):
+                    self.mine[start:end] = raw
+                    places.append((start, end))
+                    start = _aligned(end)
+                else:
+                    places.append((None, raw.nbytes))
+                    rest.append(raw)
+            parcels.append((stream.getvalue(), places))
+            del message, buffers
+        self.connection.send((parcels, self._in_use()))
         for raw in rest:
             self.connection.send_bytes(raw)
 
-    def receive(self) -> Any:
+    def receive(self) -> list[Any]:
         """What the other end sent: this program too, forked from one process."""
-        body, places, self.start = self.connection.recv()
+        parcels, self.start = self.connection.recv()
+        places = [place for _, places in parcels for place in places]
         used = max((end for start, end in places if start is not None), default=0)
         shared = np.frombuffer(self.theirs, dtype=np.uint8, count=used)
         self.received.append((used, weakref.ref(shared)))
-        buffers = []
-        for start, end in places:
-            if start is None:
-                buffers.append(np.empty(end, dtype=np.uint8))
-                self.connection.recv_bytes_into(buffers[-1])
-            else:
-                buffers.append(shared[start:end])
-        return pickle.loads(body, buffers=buffers)
+        messages = []
+        for body, places in parcels:
+            buffers = []
+            for start, end in places:
+                if start is None:
+                    buffers.append(np.empty(end, dtype=np.uint8))
+                    self.connection.recv_bytes_into(buffers[-1])
+                else:
+                    buffers.append(shared[start:end])
+            messages.append(pickle.loads(body, buffers=buffers))
+        return messages
 
     def _in_use(self) -> int:
         self.received = [(end, shared) for end, shared in self.received if shared() is not None]
@@ -178,10 +186,10 @@ class Workers:
 
     def _give(self, number: int, items: list[Any]) -> None:
         try:
-            self.processes[number][1].send(items)
+            self.processes[number][1].send([items])
         except OSError:  # it ended while it waited: nothing of this round is lost
             self.processes[number] = self._start(number)
-            self.processes[number][1].send(items)
+            self.processes[number][1].send([items])
 
     def close(self) -> None:
         """End all workers; they also end by themselves when this process does."""
@@ -218,11 +226,10 @@ def _serve(end: _End, other_end: _End, begin: Callable[[], None], work: Work, sh
     begin()
     try:
         while True:
-            items = end.receive()
-            results = [work(shared, item) for item in items]
-            del items
+            (items,) = end.receive()
+            results = (work(shared, item) for item in items)
+            del items  # what was received is in use until the last result is there
             end.send(results)
-            del results
     except (EOFError, OSError):
         os._exit(0)
 
