@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from fedscale_local.models import convolutional, dense, resnet
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks are not installed
+from benchmarks import where
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import torch_models
 from benchmarks.peers.work import Work, save
@@ -45,3 +47,13 @@ def test_the_operations_of_a_round_are_counted() -> None:
     weights, last = 784 * 128 + 128 * 10, 128 * 10
     expected = 100 * 10 * 32 * (4 * weights + 2 * last) / 1e9
     assert peers.gflop(Work("mlp", "", 200, 100, 10, 32, 0.1, 1), x) == pytest.approx(expected)
+
+
+def test_a_profile_leaves_no_time_out(tmp_path: Path) -> None:
+    work = replace(ONE_STEP, num_rounds=4)
+    save(work, tmp_path, *peers.arrays(work))
+    stats = where.profile(tmp_path, work, "")
+    parts, most = where.seconds(stats, 2)
+    assert sum(parts.values()) == pytest.approx(stats.total_tt / 2)  # type: ignore[attr-defined]
+    assert {"local steps", "messages", "aggregation"} <= set(parts)
+    assert max(most.values()) <= max(parts.values())

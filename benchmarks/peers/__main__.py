@@ -89,19 +89,26 @@ def python(peer: str, environments: Path) -> str:
     return str(folder / "bin" / "python")
 
 
+def overrides(folder: Path, work: works.Work, run_dir: Path, scaling: str = "") -> list[str]:
+    """What makes a run of fedscale-local of the work in `folder`; scaling: one of OURS.
+
+    Only Local SGD takes the work's step size: a run that diverges is slower, as large numbers are looked at twice.
+    """
+    return [
+        "data=arrays", f"data.path={folder / 'data.npz'}", "partition=natural", f"model={work.model}",
+        f"num_clients={work.num_clients}", f"clients_per_round={work.clients_per_round}",
+        f"num_rounds={work.num_rounds}", f"client.local_steps={work.local_steps}",
+        f"client.batch_size={work.batch_size}", "eval_every=1000000", f"run_dir={run_dir}",
+        *OURS[scaling], *([] if scaling else [f"client.step_size={work.step_size}"]),
+    ]  # fmt: skip
+
+
 def command(peer: str, interpreter: str, folder: Path, run_dir: Path) -> tuple[list[str], dict[str, str]]:
     """What starts a peer on the work in `folder`, and what it adds to the environment."""
     if peer.startswith("fedscale-local"):
         work = works.Work(**json.loads((folder / "work.json").read_text()))
-        scaling = peer.partition(" ")[2]
-        overrides = [
-            "data=arrays", f"data.path={folder / 'data.npz'}", "partition=natural", f"model={work.model}",
-            f"num_clients={work.num_clients}", f"clients_per_round={work.clients_per_round}",
-            f"num_rounds={work.num_rounds}", f"client.local_steps={work.local_steps}",
-            f"client.batch_size={work.batch_size}", f"client.step_size={work.step_size}",
-            "eval_every=1000000", f"run_dir={run_dir}", *OURS[scaling],
-        ]  # fmt: skip
-        return [interpreter, "-c", "from fedscale_local.cli import main; main()", "run", *overrides], {}
+        asked = overrides(folder, work, run_dir, peer.partition(" ")[2])
+        return [interpreter, "-c", "from fedscale_local.cli import main; main()", "run", *asked], {}
     script = {"jax": "jax_loop", "naive": "naive"}.get(peer, f"{peer}_run")
     start = [interpreter]
     if peer == "pfl":
@@ -115,7 +122,7 @@ OURS = {
     "adam": ["strategy=savic", "scaling=adam"],
     "oasis": ["strategy=savic", "scaling=oasis"],
 }
-"""Overrides of fedscale-local's own rows: Local SGD, and what its preconditioners add."""
+"""Overrides of fedscale-local's own rows: Local SGD, and preconditioners with the step size that each brings."""
 
 
 def memory(mark: str) -> float:
