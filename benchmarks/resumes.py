@@ -5,11 +5,10 @@
 A run of one round is carried on to the second, that one to the third, and so on, each by a new command's work on the
 engine that is asked for; after the last round it is carried on once more, with nothing left to do. In the end it has
 the bytes of an undisturbed run in process: so what a round leaves in memory alone, on any engine, would show. With
-superlink a federation of one node for each client is started first; most of the time goes to importing torch and
-Flower, eight times for each run, and with --warm what is started are forks of a process that has imported them. A run
-that fails is named and kept where it is.
-Further keys apply to the runs that are stopped: engine.address=127.0.0.1:6379 engine.num_cpus=2 lets one Ray cluster
-of four CPUs serve two such commands at once.
+superlink a federation of one node for each client is started first. Most of the time goes to importing torch and
+Flower, eight times for each run, and with --warm what is started are forks of a process that has imported them; so are
+the workers of the Ray cluster of one CPU that all runs then share. A run that fails is named and kept where it is.
+Further keys apply to the runs that are stopped.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ from fedscale_local.errors import FedscaleError
 
 WARM = Path(__file__).resolve().parents[1] / "tests" / "warm.py"
 ROUNDS, CLIENTS = 12, 4
+POLLS = "1.0"
+"""Seconds. Where several federations share two cores, five looks a second cost more than the runs."""
 SMALL = (
     f"data=synthetic data.dimension=10 data.num_classes=4 num_clients={CLIENTS} clients_per_round=3 model=logistic "
     "client.local_steps=2 client.batch_size=4 engine.workers=1 engine.mode=looped eval_clients=false "
@@ -79,7 +80,8 @@ def warm(folder: Path) -> Iterator[Path]:
 
     def first(home: Path) -> dict[str, str]:
         found = environment(home)
-        return found | {"PATH": f"{folder}{os.pathsep}{found['PATH']}"}
+        path = f"{folder}{os.pathsep}{found['PATH']}"
+        return found | {"PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLLS}
 
     serve = [sys.executable, "-P", str(WARM), "serve", str(door), *commands]
     with (
@@ -142,7 +144,7 @@ def main() -> None:
         "--strategies", type=lambda text: text.split(","), default=strategies(), help="default: all"
     )
     parser.add_argument(
-        "--warm", action="store_true", help="with superlink: commands are forks of one process"
+        "--warm", action="store_true", help="what Flower and Ray start are forks of one process"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ command's exit status.
 """
 
 import atexit
+import gc
 import os
 import select
 import signal
@@ -48,6 +49,7 @@ def serve(path: str, names: list[str]) -> None:
     for name in fresh.PRELOADED:
         locate(name)
     fresh.Fresh.__init__ = forked  # type: ignore[method-assign]
+    gc.freeze()  # no collection goes through what forks have in common
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(f"{path}.part")
         door.listen()
