@@ -1,6 +1,6 @@
 """The setting of SAVIC's experiments: which optimiser, whose preconditioner, how many local steps, how unlike clients.
 
-    python -m benchmarks.savic_study --out FOLDER [--form small|medium|full] [--data cifar10|fashion_mnist_12k]
+    python -m benchmarks.savic_study --out FOLDER [--form small|medium|full|full-SHARE] [--data cifar10|fashion_mnist_12k]
 
 Ten clients with a main class each, a ResNet-8 with GroupNorm; SGD, Adam, RMSProp and OASIS; one D for all (global),
 one for each client (local), and local with preconditioned mixing; few and many local steps a round, at the same number
@@ -59,6 +59,8 @@ FORMS = {
         (0.0, 0.3, 0.5, 0.7), (1, 8, 32), 128, (0, 1, 2, 3, 4), tuple(METHODS), 3, Images(500, 100, 2)
     ),
 }
+FORMS |= {f"full-{share}": FORMS["full"]._replace(shares=(share,)) for share in FORMS["full"].shares}
+"""The full form's tables one by one, for who cannot spare a machine for hours; in one folder they share the tuning."""
 
 
 def study(out: Path, plan: Plan, source: str, at_once: int) -> list[dict[str, Any]]:
