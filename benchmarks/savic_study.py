@@ -1,6 +1,6 @@
 """The setting of SAVIC's experiments: which optimiser, whose preconditioner, how many local steps, how unlike clients.
 
-    python -m benchmarks.savic_study --out FOLDER [--form small|medium|full|full-SHARE] [--data cifar10|fashion_mnist_12k]
+    python -m benchmarks.savic_study --out FOLDER [--form small|medium|full|full-SHARE] [--data cifar10|...]
 
 Ten clients with a main class each, a ResNet-8 with GroupNorm; SGD, Adam, RMSProp and OASIS; one D for all (global),
 one for each client (local), and local with preconditioned mixing; few and many local steps a round, at the same number
