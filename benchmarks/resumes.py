@@ -103,10 +103,8 @@ def cluster(commands: Path) -> Iterator[list[str]]:
     from ray._private.parameter import RayParams
 
     start, made = commands / "start_worker.py", RayParams.__init__
-    asked = [str(WARM), "ask", str(commands / "door"), "ray-worker"]
-    start.write_text(
-        f"import runpy, sys\nsys.argv[:1] = {asked}\nrunpy.run_path({str(WARM)!r}, run_name='__main__')\n"
-    )
+    worker = str(commands / "ray-worker")
+    start.write_text(f"import os, sys\nos.execv({worker!r}, [{worker!r}, *sys.argv[1:]])\n")
 
     def told(self: RayParams, **given: Any) -> None:
         made(self, **given | {"setup_worker_path": str(start)})

@@ -3,8 +3,8 @@
     python -m benchmarks.where --work W0,W1,W2,W3 [--scaling adam|oasis] --out FILE.json
 
 The works of benchmarks.peers, in process, with one worker on one thread, so that one profile sees all of a round. A
-built-in function counts for the file that calls it: what a product takes is told by the line of the layer that asks for
-it. A profile makes what is called often look dearer than it is, messages above all; benchmarks.micro times those. The
+built-in function counts for the one that calls it: what a product takes is told by the function that asks for it. A
+profile makes what is called often look dearer than it is, messages above all; benchmarks.micro times those. The
 arithmetic is that of all products and convolutions at the speed of a large product on one thread, seen beside: no
 program is faster on this machine, whatever it leaves out.
 """

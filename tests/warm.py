@@ -45,7 +45,7 @@ def serve(path: str, names: list[str]) -> None:
     from fedscale_local import fresh
     from fedscale_local.instantiate import locate
 
-    programs = {name: locate(PROGRAMS[name]) if name in PROGRAMS else ray_worker for name in names}
+    programs = {name: ray_worker if name == RAY_WORKER else locate(PROGRAMS[name]) for name in names}
     for name in fresh.PRELOADED:
         locate(name)
     fresh.Fresh.__init__ = forked  # type: ignore[method-assign]

@@ -65,26 +65,30 @@ class _End:
 
     def send(self, messages: Iterable[Any]) -> None:
         """All of them at once; the numbers of each are written as soon as it is made, while they are in the cache."""
-        parcels, start, rest = [], self.start, []
-        for message in messages:
-            buffers: list[pickle.PickleBuffer] = []
-            stream = io.BytesIO()
-            _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(message)
-            places: list[tuple[int | None, int]] = []  # start and end, or none and how many bytes follow
-            for raw in (buffer.raw() for buffer in buffers):
-                end = start + raw.nbytes
-                if end <= len(self.mine):
-                    self.mine[start:end] = raw
-                    places.append((start, end))
-                    start = _aligned(end)
-                else:
-                    places.append((None, raw.nbytes))
-                    rest.append(raw)
-            parcels.append((stream.getvalue(), places))
-            del message, buffers
+        rest: list[memoryview] = []
+        parcels = list(
+            map(partial(self._written, rest=rest), messages)
+        )  # none is held while the next is made
         self.connection.send((parcels, self._in_use()))
         for raw in rest:
             self.connection.send_bytes(raw)
+
+    def _written(self, message: Any, rest: list[memoryview]) -> tuple[bytes, list[tuple[int | None, int]]]:
+        """A pickle, and where its numbers are: what goes through the pipe. Numbers without room are added to rest."""
+        buffers: list[pickle.PickleBuffer] = []
+        stream = io.BytesIO()
+        _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(message)
+        places: list[tuple[int | None, int]] = []  # start and end, or none and how many bytes follow
+        for raw in (buffer.raw() for buffer in buffers):
+            end = self.start + raw.nbytes
+            if end <= len(self.mine):
+                self.mine[self.start : end] = raw
+                places.append((self.start, end))
+                self.start = _aligned(end)
+            else:
+                places.append((None, raw.nbytes))
+                rest.append(raw)
+        return stream.getvalue(), places
 
     def receive(self) -> list[Any]:
         """What the other end sent: this program too, forked from one process."""
