@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -280,15 +281,29 @@ def _measure(
         whole = oracle.batch([experiment.shard(order.client) for order in orders], [])
         return lambda v, batch, gradient: oracle.gradient_at(v, whole)
     statistic = curvature.STATISTICS[scaling.statistic]
-    stream = generator(experiment.config.seed, "probe", round)
+    wants_probe = scaling.statistic == "hutchinson"
+    probes = _probes(experiment.config.seed, round, task.layout.size, task.dtype) if wants_probe else None
 
     def measure(v: Tensor, batch: curvature.Batch, gradient: Tensor) -> Tensor:
-        wants_probe = scaling.statistic == "hutchinson"
-        z = task.there(curvature.rademacher(stream, v.shape[-1], v.dtype)) if wants_probe else None
-        h = statistic(oracle, v, batch, gradient, z)
+        h = statistic(oracle, v, batch, gradient, None if probes is None else task.there(next(probes)))
         return curvature.average_kernels(h, task.layout) if scaling.spatial_average else h
 
     return measure
+
+
+def _probes(seed: int, round: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The Hutchinson probes (size,) of a round, one after the other."""
+    yield _first_probe(seed, round, size, dtype)
+    stream = generator(seed, "probe", round)
+    curvature.rademacher(stream, size, dtype)
+    while True:
+        yield curvature.rademacher(stream, size, dtype)
+
+
+@lru_cache(maxsize=1)
+def _first_probe(seed: int, round: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Most often the only one, and the same for all cohorts of a round."""
+    return curvature.rademacher(generator(seed, "probe", round), size, dtype)
 
 
 def _probe(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]) -> list[Tensor]:

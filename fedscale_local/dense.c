@@ -1,207 +1,383 @@
-/* What lies between the matrix products of a stack of fully connected networks, each in one walk over memory.
+/* Derivatives of a stack of fully connected networks: a client is one walk forward and backward through its network.
 
-   REAL is float or double. c clients, n examples each, m units: an activation is (c, n, m) and contiguous; a bias and
-   the gradient of one are (c, m) with `stride` numbers from one client to the next. Numbers that are none stay none.
-   Sums go over the examples in their order.
+   REAL is float or double. c clients, n examples each; a layer has k inputs and m units: its weight is (m, k), what it
+   says of the examples (n, m), all contiguous. Numbers that are none stay none. What a sum goes over, examples or
+   inputs, and in which order, depends on no other client.
 
-   Where the network is one linear layer, its products are here as well: they are too small for what a library does
-   before it begins. */
+   The products are as a library's would be, for sizes of which one client's network fits into a core's cache. A library
+   does more before it begins; a weight's gradient is added to the weight here while it is in registers; and examples are
+   read where they lie. */
 
 #include <stdint.h>
 #include <tgmath.h>
 
+#ifdef __AVX512F__
+enum { BYTES = 64, REGISTERS = 4 };
+#else
+enum { BYTES = 32, REGISTERS = 2 };
+#endif
 /* As many numbers as a register holds, and the same anywhere in memory. */
-typedef REAL lanes __attribute__((vector_size(32)));
-typedef REAL loose __attribute__((vector_size(32), aligned(sizeof(REAL)), may_alias));
-enum { LANES = 32 / sizeof(REAL), ROWS = 2, UNITS = 5 };
+typedef REAL lanes __attribute__((vector_size(BYTES)));
+typedef REAL loose __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
+typedef REAL half __attribute__((vector_size(BYTES / 2)));
+typedef REAL quarter __attribute__((vector_size(BYTES / 4)));
+/* A block of REGISTERS x UNITS sums fills the registers. CHUNK: inputs of so many units and examples fit into the
+   innermost cache. */
+enum { LANES = BYTES / sizeof(REAL), UNITS = 6, CHUNK = 4096 / sizeof(REAL) };
 #define READ(place) (*(const loose *)(place))
 #define WRITE(place) (*(loose *)(place))
 /* For a number of times that is known here, without a loop: so what it counts through stays in registers. */
 #define EACH(i, count) _Pragma("GCC unroll 8") for (int64_t i = 0; i < (count); i++)
 #define INLINE static inline __attribute__((always_inline))
 
-/* z <- z + bias, and where is_hidden max(that, 0). */
-void affine(REAL *restrict z, const REAL *restrict bias, int64_t stride, int64_t c, int64_t n, int64_t m,
-            int64_t is_hidden)
+/* Rows of k numbers: those that `number` names, or one after the other. */
+typedef struct {
+    const REAL *start;
+    const int64_t *number;
+    int64_t k;
+} rows;
+
+INLINE const REAL *row(rows x, int64_t i) { return x.start + x.k * (x.number ? x.number[i] : i); }
+
+INLINE REAL total(lanes v)
 {
-    for (int64_t client = 0; client < c; client++)
-        for (int64_t example = 0; example < n; example++) {
-            REAL *row = z + (client * n + example) * m;
-            const REAL *add = bias + client * stride;
-            if (is_hidden)
-                for (int64_t unit = 0; unit < m; unit++) {
-                    REAL sum = row[unit] + add[unit];
-                    row[unit] = sum < 0 ? 0 : sum;
-                }
-            else
-                for (int64_t unit = 0; unit < m; unit++)
-                    row[unit] += add[unit];
-        }
+    union { lanes all; half part[2]; } two = {v};
+    union { half all; quarter part[2]; } four = {two.part[0] + two.part[1]};
+    quarter rest = four.part[0] + four.part[1];
+    REAL sum = 0;
+    EACH(lane, LANES / 4) sum += rest[lane];
+    return sum;
 }
 
-/* delta <- delta where hidden > 0, else 0 (as it is where hidden is not given); to <- keep * bias + scale * its sum over
-   the examples, which may be the same place. What is not kept is not read. The sum is multiplied by `inverse`, entry by
-   entry, where that is given. */
-void backward(REAL *restrict delta, const REAL *restrict hidden, const REAL *bias, const REAL *inverse, REAL *to,
-              int64_t stride, int64_t inverse_stride, int64_t to_stride, int64_t c, int64_t n, int64_t m, double keep,
-              double scale)
+/* z <- (z, where `adds`, or bias) + x w^T over the inputs from `from` to `end`, for `examples` x `units`. */
+INLINE void products(rows x, int64_t i, const REAL *w, const REAL *bias, REAL *z, int64_t m, int64_t from, int64_t end,
+                     int64_t adds, const int examples, const int units)
 {
-    REAL kept = keep, scaled = scale;
-    for (int64_t client = 0; client < c; client++, bias += stride, to += to_stride) {
-        const REAL *factor = inverse ? inverse + client * inverse_stride : 0;
-        for (int64_t unit = 0; unit < m; unit++)
-            to[unit] = kept ? kept * bias[unit] : 0;
-        for (int64_t example = 0; example < n; example++) {
-            int64_t start = (client * n + example) * m;
-            if (hidden)
-                for (int64_t unit = 0; unit < m; unit++)
-                    delta[start + unit] = hidden[start + unit] > 0 ? delta[start + unit] : 0;
-            if (factor)
-                for (int64_t unit = 0; unit < m; unit++)
-                    to[unit] += scaled * factor[unit] * delta[start + unit];
-            else
-                for (int64_t unit = 0; unit < m; unit++)
-                    to[unit] += scaled * delta[start + unit];
-        }
-    }
-}
-
-/* Logits z (c, n, m), labels (c, n), each example's share of the mean (c, n) or none for 1 / n: the mean cross entropy
-   loss (c), and z becomes its derivative with respect to z. */
-void cross_entropy(REAL *restrict z, const int64_t *restrict label, const REAL *restrict share, REAL *restrict loss,
-                   int64_t c, int64_t n, int64_t m)
-{
-    for (int64_t client = 0; client < c; client++) {
-        REAL mean = 0;
-        for (int64_t example = client * n; example < (client + 1) * n; example++) {
-            REAL *row = z + example * m, part = share ? share[example] : (REAL)1 / n;
-            REAL largest = row[0], total = 0;
-            for (int64_t unit = 1; unit < m; unit++)
-                largest = row[unit] > largest ? row[unit] : largest;
-            REAL picked = row[label[example]] - largest;
-            for (int64_t unit = 0; unit < m; unit++) {
-                row[unit] = exp(row[unit] - largest);
-                total += row[unit];
-            }
-            mean += (log(total) - picked) * part;
-            for (int64_t unit = 0; unit < m; unit++)
-                row[unit] = row[unit] / total * part;
-            row[label[example]] -= part;
-        }
-        loss[client] = mean;
-    }
-}
-
-/* z (rows, m) <- x w^T: `rows` rows of x, wherever they are, with `units` rows of w (units, k). */
-INLINE void products(const REAL *const *x, const REAL *w, REAL *z, int64_t k, int64_t m, const int rows,
-                     const int units)
-{
-    lanes sum[ROWS][UNITS];
-    int64_t at = 0;
-    EACH(i, rows) EACH(j, units) sum[i][j] = (lanes){0};
-    for (; at <= k - LANES; at += LANES)
+    const REAL *place[REGISTERS];
+    lanes sum[REGISTERS][UNITS];
+    int64_t at = from;
+    EACH(e, examples) place[e] = row(x, i + e);
+    EACH(e, examples) EACH(j, units) sum[e][j] = (lanes){0};
+    for (; at <= end - LANES; at += LANES) {
+        lanes seen[REGISTERS];
+        EACH(e, examples) seen[e] = READ(place[e] + at);
         EACH(j, units)
         {
-            lanes b = READ(w + j * k + at);
-            EACH(i, rows) sum[i][j] += READ(x[i] + at) * b;
+            lanes weight = READ(w + j * x.k + at);
+            EACH(e, examples) sum[e][j] += seen[e] * weight;
         }
-    EACH(i, rows) EACH(j, units)
+    }
+    EACH(e, examples) EACH(j, units)
     {
-        REAL total = 0;
-        EACH(lane, LANES) total += sum[i][j][lane];
-        z[i * m + j] = total;
+        REAL *to = z + e * m + j, rest = total(sum[e][j]);
+        for (int64_t last = at; last < end; last++)
+            rest += place[e][last] * w[j * x.k + last];
+        *to = (adds ? *to : bias ? bias[j] : 0) + rest;
     }
-    for (; at < k; at++)
-        EACH(i, rows) EACH(j, units) z[i * m + j] += x[i][at] * w[j * k + at];
 }
 
-/* to <- keep * from + scale * delta^T x, for `units` rows (units, k); delta is (n, m), and row i of x is at k * row[i], or
-   at k * i. What is not kept is not read. The product is multiplied by `inverse` (units, k) where that is given. */
-INLINE void sums(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, const REAL *inverse, REAL *to,
-                 int64_t n, int64_t k, int64_t m, REAL keep, REAL scale, const int units)
+/* z (n, m) <- (z, where `adds`, or bias) + x w^T. */
+static void forward(rows x, const REAL *w, const REAL *bias, REAL *z, int64_t n, int64_t m, int64_t adds)
 {
-    int64_t at = 0;
-    for (; at <= k - 2 * LANES; at += 2 * LANES) {
-        lanes low[UNITS], high[UNITS];
-        EACH(j, units) low[j] = high[j] = (lanes){0};
-        for (int64_t i = 0; i < n; i++) {
-            const REAL *place = x + k * (row ? row[i] : i) + at;
-            lanes a = READ(place), b = READ(place + LANES);
-            EACH(j, units)
-            {
-                low[j] += a * delta[i * m + j];
-                high[j] += b * delta[i * m + j];
-            }
-        }
-        EACH(j, units)
-        {
-            int64_t here = j * k + at;
-            low[j] *= scale, high[j] *= scale;
-            if (inverse)
-                low[j] *= READ(inverse + here), high[j] *= READ(inverse + here + LANES);
-            if (keep)
-                low[j] += keep * READ(from + here), high[j] += keep * READ(from + here + LANES);
-            WRITE(to + here) = low[j];
-            WRITE(to + here + LANES) = high[j];
-        }
+#define BLOCK(examples, units) \
+    products(x, i, w + j * x.k, bias ? bias + j : 0, z + i * m + j, m, from, end, adds || from, examples, units)
+#define STRIP(units)                               \
+    {                                              \
+        int64_t i = 0;                             \
+        for (; i <= n - REGISTERS; i += REGISTERS) \
+            BLOCK(REGISTERS, units);               \
+        for (; i < n; i++)                         \
+            BLOCK(1, units);                       \
     }
-    for (; at < k; at++)
-        EACH(j, units)
-        {
-            int64_t here = j * k + at;
-            REAL total = 0;
-            for (int64_t i = 0; i < n; i++)
-                total += x[k * (row ? row[i] : i) + at] * delta[i * m + j];
-            total *= inverse ? scale * inverse[here] : scale;
-            to[here] = keep ? keep * from[here] + total : total;
-        }
+    for (int64_t from = 0; from < x.k; from += CHUNK) {
+        int64_t j = 0, end = from + CHUNK < x.k ? from + CHUNK : x.k;
+        for (; j <= m - UNITS; j += UNITS)
+            STRIP(UNITS)
+        for (; j <= m - 2; j += 2)
+            STRIP(2)
+        for (; j < m; j++)
+            STRIP(1)
+    }
+#undef STRIP
+#undef BLOCK
 }
 
-/* The same for all units of one layer of one client. */
-INLINE void layer(const REAL *x, const int64_t *row, const REAL *delta, const REAL *from, const REAL *inverse, REAL *to,
-                  int64_t n, int64_t k, int64_t m, REAL keep, REAL scale)
+/* What becomes of numbers v and their gradient g: keep * v + scale * inverse * g, with inverse 1 where it is not given.
+   What is not kept is not read, so it may be no number. */
+typedef struct {
+    const REAL *v, *inverse;
+    REAL *to, keep, scale;
+} change;
+
+INLINE change from(change c, int64_t at)
 {
+    return (change){c.v + at, c.inverse ? c.inverse + at : 0, c.to + at, c.keep, c.scale};
+}
+
+INLINE void apply(change c, int64_t at, REAL g)
+{
+    REAL moved = c.scale * g * (c.inverse ? c.inverse[at] : 1);
+    c.to[at] = c.keep ? c.keep * c.v[at] + moved : moved;
+}
+
+/* The same for sums over the rows of x, each times its coefficient for a unit: those are `across` apart from row to row
+   and `along` from unit to unit. `registers` x `units` at once. What they are applied to is asked for before and there
+   when they are done. */
+INLINE void sums(rows x, int64_t count, int64_t at, const REAL *coefficient, int64_t across, int64_t along, change c,
+                 const int registers, const int units)
+{
+    lanes sum[UNITS][REGISTERS];
+    EACH(j, units) EACH(r, registers)
+    {
+        sum[j][r] = (lanes){0};
+        if (c.inverse)
+            __builtin_prefetch(c.inverse + j * x.k + at + r * LANES);
+        if (c.keep)
+            __builtin_prefetch(c.v + j * x.k + at + r * LANES);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const REAL *place = row(x, i) + at;
+        lanes seen[REGISTERS];
+        EACH(r, registers) seen[r] = READ(place + r * LANES);
+        EACH(j, units)
+        {
+            REAL factor = coefficient[i * across + j * along];
+            EACH(r, registers) sum[j][r] += seen[r] * factor;
+        }
+    }
+    EACH(j, units) EACH(r, registers)
+    {
+        int64_t here = j * x.k + at + r * LANES;
+        lanes moved = c.scale * sum[j][r];
+        if (c.inverse)
+            moved *= READ(c.inverse + here);
+        if (c.keep)
+            moved += c.keep * READ(c.v + here);
+        WRITE(c.to + here) = moved;
+    }
+}
+
+INLINE void all_sums(rows x, int64_t count, const REAL *coefficient, int64_t across, int64_t along, int64_t m, change c)
+{
+#define STRIP(units)                                                                                          \
+    {                                                                                                         \
+        const REAL *own = coefficient + j * along;                                                            \
+        change to = from(c, j * x.k);                                                                         \
+        int64_t at = 0;                                                                                       \
+        for (; at <= x.k - REGISTERS * LANES; at += REGISTERS * LANES)                                        \
+            sums(x, count, at, own, across, along, to, REGISTERS, units);                                     \
+        for (; at <= x.k - LANES; at += LANES)                                                                \
+            sums(x, count, at, own, across, along, to, 1, units);                                             \
+        for (; at < x.k; at++)                                                                                \
+            EACH(unit, units)                                                                                 \
+            {                                                                                                 \
+                REAL sum = 0;                                                                                 \
+                for (int64_t i = 0; i < count; i++)                                                           \
+                    sum += row(x, i)[at] * own[i * across + unit * along];                                    \
+                apply(to, unit * x.k + at, sum);                                                              \
+            }                                                                                                 \
+    }
     int64_t j = 0;
     for (; j <= m - UNITS; j += UNITS)
-        sums(x, row, delta + j, from + j * k, inverse ? inverse + j * k : 0, to + j * k, n, k, m, keep, scale, UNITS);
+        STRIP(UNITS)
+    for (; j <= m - 2; j += 2)
+        STRIP(2)
     for (; j < m; j++)
-        sums(x, row, delta + j, from + j * k, inverse ? inverse + j * k : 0, to + j * k, n, k, m, keep, scale, 1);
+        STRIP(1)
+#undef STRIP
 }
 
-/* w (c, m, k) <- w + scale * inverse * delta^T x, for x (c, n, k) and delta (c, n, m). */
-void scaled(const REAL *x, const REAL *delta, const REAL *inverse, REAL *w, int64_t inverse_stride, int64_t stride,
-            int64_t c, int64_t n, int64_t k, int64_t m, double scale)
+/* A weight's gradient is delta^T x, for delta (n, m). */
+static void weights(rows x, const REAL *delta, int64_t n, int64_t m, change c)
 {
-    for (int64_t client = 0; client < c; client++, x += n * k, delta += n * m, inverse += inverse_stride, w += stride)
-        layer(x, 0, delta, w, inverse, w, n, k, m, 1, scale);
+    all_sums(x, n, delta, m, 1, m, c);
 }
 
-/* Softmax regression: to <- keep * v + scale * gradient of the mean cross entropy at v, which may be the same place; the
-   gradient is multiplied by `inverse` where that is given.
-
-   v, inverse and to are c vectors, with weights (m, k) at `weight` and biases (m) at `bias`. A client's examples are the
-   rows `row` (n) of x; loss and share are as above, and z (n, m) is to work in. */
-void regression(const REAL *x, const int64_t *row, const int64_t *label, const REAL *share, const REAL *v,
-                const REAL *inverse, REAL *to, REAL *loss, REAL *z, int64_t v_stride, int64_t inverse_stride,
-                int64_t to_stride, int64_t weight, int64_t bias, int64_t c, int64_t n, int64_t k, int64_t m,
-                double keep, double scale)
+/* A bias' gradient is delta's sum over the examples. */
+static void biases(const REAL *delta, int64_t n, int64_t m, change c)
 {
-    for (int64_t client = 0; client < c; client++, row += n, label += n, v += v_stride, to += to_stride) {
-        const REAL *w = v + weight, *b = v + bias;
-        for (int64_t i = 0; i < n; i += ROWS) {
-            const REAL *place[ROWS] = {x + k * row[i], x + k * row[i + 1 < n ? i + 1 : i]};
-            int64_t j = 0;
-            if (i + ROWS <= n)
-                for (; j <= m - UNITS; j += UNITS)
-                    products(place, w + j * k, z + i * m + j, k, m, ROWS, UNITS);
-            for (; j < m; j++)
-                for (int64_t rest = i; rest < n && rest < i + ROWS; rest++)
-                    products(place + (rest - i), w + j * k, z + rest * m + j, k, m, 1, 1);
+    const REAL one = 1;
+    all_sums((rows){delta, 0, m}, n, &one, 0, 0, 1, c);
+}
+
+/* to (n, k) <- keep * to + delta w, for w (m, k). */
+static void before(const REAL *delta, const REAL *w, REAL *to, int64_t n, int64_t k, int64_t m, REAL keep)
+{
+    all_sums((rows){w, 0, k}, m, delta, 1, m, n, (change){to, 0, to, keep, 1});
+}
+
+/* z <- max(z, 0). */
+static void relu(REAL *z, int64_t count)
+{
+    for (int64_t at = 0; at < count; at++)
+        z[at] = z[at] < 0 ? 0 : z[at];
+}
+
+/* z <- given where the ReLU that gave `hidden` is on, else 0; all three may be the same place. */
+static void where_on(REAL *z, const REAL *given, const REAL *hidden, int64_t count)
+{
+    for (int64_t at = 0; at < count; at++)
+        z[at] = hidden[at] > 0 ? given[at] : 0;
+}
+
+/* Logits z (n, m), labels (n), each example's share of the mean (n) or none for 1 / n: the mean cross entropy, and z
+   becomes its derivative with respect to z. Where `moved` (n, m) is given, along which z moves, that becomes how the
+   derivative does. */
+static REAL cross_entropy(REAL *restrict z, const int64_t *restrict label, const REAL *restrict share,
+                          REAL *restrict moved, int64_t n, int64_t m)
+{
+    REAL mean = 0;
+    for (int64_t i = 0; i < n; i++, z += m) {
+        REAL part = share ? share[i] : (REAL)1 / n, largest = z[0], sum = 0;
+        for (int64_t unit = 1; unit < m; unit++)
+            largest = z[unit] > largest ? z[unit] : largest;
+        REAL picked = z[label[i]] - largest;
+        for (int64_t unit = 0; unit < m; unit++) {
+            z[unit] = exp(z[unit] - largest);
+            sum += z[unit];
         }
-        affine(z, b, 0, 1, n, m, 0);
-        cross_entropy(z, label, share ? share + client * n : share, loss + client, 1, n, m);
-        const REAL *factor = inverse ? inverse + client * inverse_stride : 0;
-        layer(x, row, z, w, factor ? factor + weight : 0, to + weight, n, k, m, keep, scale);
-        backward(z, 0, b, factor ? factor + bias : 0, to + bias, 0, 0, 0, 1, n, m, keep, scale);
+        mean += (log(sum) - picked) * part;
+        for (int64_t unit = 0; unit < m; unit++)
+            z[unit] = z[unit] / sum;
+        if (moved) {
+            REAL *own = moved + i * m, expected = 0;
+            for (int64_t unit = 0; unit < m; unit++)
+                expected += z[unit] * own[unit];
+            for (int64_t unit = 0; unit < m; unit++)
+                own[unit] = z[unit] * (own[unit] - expected) * part;
+        }
+        for (int64_t unit = 0; unit < m; unit++)
+            z[unit] *= part;
+        z[label[i]] -= part;
+    }
+    return mean;
+}
+
+/* The same for half the squared distance to a target (n) of each unit. */
+static REAL half_squares(REAL *restrict z, const REAL *restrict target, const REAL *restrict share, REAL *restrict moved,
+                         int64_t n, int64_t m)
+{
+    REAL mean = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t at = i * m; at < (i + 1) * m; at++) {
+            REAL part = share ? share[i] : (REAL)1 / n, rest = z[at] - target[i];
+            mean += rest * rest * part / 2;
+            z[at] = rest * part;
+            if (moved)
+                moved[at] *= part;
+        }
+    return mean;
+}
+
+/* Networks of `depth` layers for c clients. In a client's vector a layer's weight and bias (-1 for none) begin at, and
+   the layer has as many units as, `layers` (depth, 3) says. A client's examples are the rows `number` (c, n) of x, or
+   without that its own n of x (c * n, k). Targets (c, n) are labels or, for half the squared error, REAL; shares of the
+   mean (c, n) or none are as above. `room` is to work in: for each example twice the units of all layers, and twice those
+   of the largest. */
+typedef struct {
+    const int64_t *layers;
+    int64_t depth, c, n, k, has_labels;
+    const REAL *x;
+    const int64_t *number;
+    const void *target;
+    const REAL *share;
+    REAL *room;
+} network;
+
+static rows examples(const network *net, int64_t client)
+{
+    int64_t first = client * net->n;
+    return net->number ? (rows){net->x, net->number + first, net->k} : (rows){net->x + first * net->k, 0, net->k};
+}
+
+static const REAL *bias(const REAL *v, const int64_t *layer) { return layer[1] < 0 ? 0 : v + layer[1]; }
+
+static REAL loss(const network *net, int64_t client, REAL *z, REAL *moved)
+{
+    int64_t n = net->n, first = client * n, m = net->layers[3 * net->depth - 1];
+    const REAL *share = net->share ? net->share + first : 0;
+    return net->has_labels ? cross_entropy(z, (const int64_t *)net->target + first, share, moved, n, m)
+                           : half_squares(z, (const REAL *)net->target + first, share, moved, n, m);
+}
+
+/* to <- keep * v + scale * gradient of the mean loss at v, which may be the same place, and each client's loss. The
+   gradient is multiplied by `inverse` where that is given. v, inverse and to are c vectors, so far from one to the next. */
+void step(const network *net, const REAL *v, const REAL *inverse, REAL *to, REAL *losses, int64_t v_stride,
+          int64_t inverse_stride, int64_t to_stride, double keep, double scale)
+{
+    const int64_t n = net->n, *first = net->layers, *last = first + 3 * (net->depth - 1);
+    for (int64_t client = 0; client < net->c; client++, v += v_stride, to += to_stride) {
+        change all = {v, inverse ? inverse + client * inverse_stride : 0, to, keep, scale};
+        rows seen = examples(net, client);
+        REAL *z = net->room;
+        for (const int64_t *layer = first;; z += n * layer[2], layer += 3) {
+            forward(seen, v + layer[0], bias(v, layer), z, n, layer[2], 0);
+            if (layer == last)
+                break;
+            relu(z, n * layer[2]);
+            seen = (rows){z, 0, layer[2]};
+        }
+        REAL *spare = z + n * last[2];
+        losses[client] = loss(net, client, z, 0);
+        for (const int64_t *layer = last;; layer -= 3) {
+            int64_t m = layer[2], k = layer == first ? net->k : layer[-1];
+            REAL *hidden = z - n * k;
+            if (layer > first) /* with the weight as it was */
+                before(z, v + layer[0], spare, n, k, m, 0);
+            weights(layer == first ? examples(net, client) : (rows){hidden, 0, k}, z, n, m, from(all, layer[0]));
+            if (layer[1] >= 0)
+                biases(z, n, m, from(all, layer[1]));
+            if (layer == first)
+                break;
+            where_on(hidden, spare, hidden, n * k);
+            z = hidden;
+        }
+    }
+}
+
+/* to <- the derivative of the gradient at v along `way`, one vector for all clients: what the Hessian makes of it. */
+void along(const network *net, const REAL *v, const REAL *way, REAL *to, int64_t v_stride, int64_t to_stride)
+{
+    const int64_t n = net->n, *first = net->layers, *last = first + 3 * (net->depth - 1);
+    int64_t units = last[2], widest = last[2];
+    for (const int64_t *layer = first; layer < last; layer += 3) {
+        units += layer[2];
+        widest = layer[2] > widest ? layer[2] : widest;
+    }
+    const int64_t beside = n * (units + widest); /* from what a number is to how it moves */
+    for (int64_t client = 0; client < net->c; client++, v += v_stride, to += to_stride) {
+        change all = {to, 0, to, 0, 1}, more = {to, 0, to, 1, 1};
+        rows seen = examples(net, client);
+        REAL *z = net->room;
+        for (const int64_t *layer = first;; z += n * layer[2], layer += 3) {
+            int64_t m = layer[2];
+            forward(seen, v + layer[0], bias(v, layer), z, n, m, 0);
+            forward(seen, way + layer[0], bias(way, layer), z + beside, n, m, 0);
+            if (layer > first)
+                forward((rows){z - n * seen.k + beside, 0, seen.k}, v + layer[0], 0, z + beside, n, m, 1);
+            if (layer == last)
+                break;
+            relu(z, n * m);
+            where_on(z + beside, z + beside, z, n * m);
+            seen = (rows){z, 0, m};
+        }
+        REAL *spare = z + n * last[2];
+        loss(net, client, z, z + beside);
+        for (const int64_t *layer = last;; layer -= 3) {
+            int64_t m = layer[2], k = layer == first ? net->k : layer[-1];
+            REAL *hidden = z - n * k;
+            weights(layer == first ? examples(net, client) : (rows){hidden, 0, k}, z + beside, n, m, from(all, layer[0]));
+            if (layer[1] >= 0)
+                biases(z + beside, n, m, from(all, layer[1]));
+            if (layer == first)
+                break;
+            weights((rows){hidden + beside, 0, k}, z, n, m, from(more, layer[0]));
+            before(z, v + layer[0], spare, n, k, m, 0);
+            before(z + beside, v + layer[0], spare + beside, n, k, m, 0);
+            before(z, way + layer[0], spare + beside, n, k, m, 1);
+            where_on(hidden + beside, spare + beside, hidden, n * k);
+            where_on(hidden, spare, hidden, n * k);
+            z = hidden;
+        }
     }
 }

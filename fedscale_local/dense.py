@@ -13,7 +13,9 @@ networks; Looped and Stacked prove the results.
 
 from __future__ import annotations
 
-from ctypes import c_double, c_int64, c_void_p
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -44,13 +46,9 @@ def layers(task: Task) -> list[nn.Linear] | None:
 
 def make(task: Task, linear: list[nn.Linear], is_compiled: bool) -> Dense:
     """The stacked oracle of a network of these layers, the fastest that there is."""
-    if not is_compiled:
-        return Dense(task, linear)
-    compiled = Compiled(task, linear)
-    is_classifier = compiled.has_all_labels and task.dataset.kind == "classification"
-    if is_classifier and len(linear) == 1 and linear[0].bias is not None and task.resident is not None:
-        return Regression(task, linear)
-    return compiled
+    # C would write beside a row that has no place for a label.
+    has_all_labels = linear[-1].out_features >= (task.dataset.num_classes or 0)
+    return Compiled(task, linear) if is_compiled and has_all_labels else Dense(task, linear)
 
 
 class How(NamedTuple):
@@ -92,25 +90,26 @@ class Dense(Stacked):
         return self._walk(v, v, batch, How(1.0 - step_size * self.task.weight_decay, -step_size))
 
     @torch.no_grad()
-    def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How, inverse: Tensor | None = None) -> Tensor:
+    def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How) -> Tensor:
         """The loss at v (clients,), and to <- keep * v + scale * its gradient (clients, d), which may be in v's place.
 
-        What is not kept is not read, so it may be no number. inverse (clients, d): what the gradient is multiplied by,
-        entry by entry; for what is compiled.
+        What is not kept is not read, so it may be no number.
         """
         weights = self._weights(v)
         places = weights if to is v else self._weights(to)
-        inverses = [(None, None)] * len(weights) if inverse is None else self._weights(inverse)
         hidden = [batch.x.flatten(2)]
         for level, (weight, bias) in enumerate(weights, start=1):
-            hidden.append(self._affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(weights)))
+            hidden.append(_affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(weights)))
         loss, delta = self._loss(hidden[-1], batch)
         for level in reversed(range(len(weights))):
             (weight, bias), (to_weight, to_bias) = weights[level], places[level]
-            relu = None if level + 1 == len(weights) else hidden[level + 1]
-            delta = self._backward(delta, relu, bias, to_bias, how, inverses[level][1])
+            if level + 1 < len(weights):
+                delta.mul_(hidden[level + 1].sign())
+            if bias is not None and to_bias is not None:
+                total = delta.sum(1).mul_(how.scale)
+                to_bias.copy_(total.add_(bias, alpha=how.keep) if how.keep else total)
             before = delta @ weight if level else delta
-            self._add(weight, delta, hidden[level], to_weight, how, inverses[level][0])
+            torch.baddbmm(weight, delta.mT, hidden[level], beta=how.keep, alpha=how.scale, out=to_weight)
             delta = before
         return loss
 
@@ -127,7 +126,7 @@ class Dense(Stacked):
                 change.add_(bias_along.unsqueeze(1))
             if (before := moved[-1]) is not None:
                 change.baddbmm_(before, weight.mT)
-            hidden.append(self._affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(layers)))
+            hidden.append(_affine(hidden[-1] @ weight.mT, bias, is_hidden=level < len(layers)))
             moved.append(change if level == len(layers) else change.mul_(hidden[-1].sign()))
         delta, change = self._loss_along(hidden[-1], batch, change)
         for level in reversed(range(len(layers))):
@@ -151,39 +150,6 @@ class Dense(Stacked):
             turned = powers * (turned - (powers * turned).sum(-1, keepdim=True))
         return self._loss(outputs, batch)[1], turned
 
-    def _affine(self, z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
-        """z + bias, and the ReLU of that in a hidden layer, in z's place (clients, B, units)."""
-        z = z if bias is None else z.add_(bias.unsqueeze(1))
-        return z.relu_() if is_hidden else z
-
-    def _backward(
-        self,
-        delta: Tensor,
-        hidden: Tensor | None,
-        bias: Tensor | None,
-        to: Tensor | None,
-        how: How,
-        inverse: Tensor | None,
-    ) -> Tensor:
-        """delta before the ReLU that gave `hidden`, in its place; to <- keep * bias + scale * its sum over examples."""
-        delta = delta if hidden is None else delta.mul_(hidden.sign())
-        if bias is not None and to is not None:
-            total = delta.sum(1).mul_(how.scale)
-            to.copy_(total.add_(bias, alpha=how.keep) if how.keep else total)
-        return delta
-
-    def _add(
-        self,
-        weight: Tensor,
-        delta: Tensor,
-        hidden: Tensor,
-        to: Tensor,
-        how: How,
-        inverse: Tensor | None,
-    ) -> None:
-        """to <- keep * weight + scale * delta^T hidden."""
-        torch.baddbmm(weight, delta.mT, hidden, beta=how.keep, alpha=how.scale, out=to)
-
     def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss (clients,) and its derivative with respect to the outputs (clients, B, outputs)."""
         share = _share_of(batch, outputs)
@@ -200,21 +166,45 @@ class Dense(Stacked):
         return loss, delta.mul_(share)
 
 
+class _Network(Structure):
+    """What dense.c is told of the networks and their mini-batches."""
+
+    _fields_ = (
+        ("layers", c_void_p),
+        *((name, c_int64) for name in ("depth", "clients", "size", "inputs", "has_labels")),
+        *((name, c_void_p) for name in ("examples", "numbers", "targets", "shares", "room")),
+    )
+
+
 class Compiled(Dense):
-    """The same, with everything between the products in C: each activation is walked over once, not five times."""
+    """The same with a client's derivative as one walk in C, forward and backward, over its examples where they lie.
+
+    The x of its batches (clients, B) are the numbers of the examples, where the task has all of them in memory.
+    """
 
     divides = True
 
     def __init__(self, task: Task, linear: list[nn.Linear]) -> None:
         super().__init__(task, linear)
         self.native = native.library("dense", task.dtype)
-        for function, *counts in _FUNCTIONS:
-            kinds = zip((c_void_p, c_int64, c_double), counts, strict=True)
-            getattr(self.native, function).argtypes = [kind for kind, count in kinds for _ in range(count)]
-        # C would write beside a row that has no place for a label.
-        self.has_all_labels = linear[-1].out_features >= (task.dataset.num_classes or 0)
+        self.native.step.argtypes = [POINTER(_Network), *[c_void_p] * 4, *[c_int64] * 3, *[c_double] * 2]
+        self.native.along.argtypes = [POINTER(_Network), *[c_void_p] * 3, *[c_int64] * 2]
+        self.layers = torch.tensor(
+            [(weight, -1 if bias is None else bias, units) for weight, bias, units, _ in self.places]
+        )
+        units = self.layers[:, 2]
+        self.room = 2 * int(units.sum() + units.max())
         self.inverse: tuple[Tensor, Tensor] | None = None
         """The D-hat of the last step, and one divided by it."""
+
+    def _inputs(self, index: Tensor) -> Tensor:
+        return super()._inputs(index) if self.task.resident is None else index
+
+    def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, **options: Any) -> Any:
+        if not batch.x.is_floating_point():
+            x = self.task.inputs_of(batch.x.flatten()).unflatten(0, batch.x.shape)
+            batch = replace(batch, x=x)
+        return super()._map(function, v, batch, *more, **options)
 
     def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
         if d_hat is None or self.task.weight_decay:
@@ -224,116 +214,38 @@ class Compiled(Dense):
             self.inverse = d_hat, d_hat.reciprocal()
         return self._walk(v, v, batch, How(1.0, -step_size), self.inverse[1].expand_as(v))
 
-    def _affine(self, z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
-        if bias is None:
-            return super()._affine(z, bias, is_hidden)
-        self.native.affine(z.data_ptr(), bias.data_ptr(), bias.stride(0), *z.shape, is_hidden)
-        return z
-
-    def _backward(
-        self,
-        delta: Tensor,
-        hidden: Tensor | None,
-        bias: Tensor | None,
-        to: Tensor | None,
-        how: How,
-        inverse: Tensor | None,
-    ) -> Tensor:
-        if bias is None or to is None:
-            return super()._backward(delta, hidden, bias, to, how, inverse)
-        self.native.backward(
-            delta.data_ptr(),
-            _pointer(hidden),
-            bias.data_ptr(),
-            _pointer(inverse),
-            to.data_ptr(),
-            *(bias.stride(0), 0 if inverse is None else inverse.stride(0), to.stride(0), *delta.shape),
-            *how,
-        )
-        return delta
-
-    def _add(
-        self,
-        weight: Tensor,
-        delta: Tensor,
-        hidden: Tensor,
-        to: Tensor,
-        how: How,
-        inverse: Tensor | None,
-    ) -> None:
-        if inverse is None:
-            super()._add(weight, delta, hidden, to, how, inverse)
-            return
-        self.native.scaled(
-            hidden.contiguous().data_ptr(),
-            delta.data_ptr(),
-            inverse.data_ptr(),
-            to.data_ptr(),
-            *(inverse.stride(0), to.stride(0), *hidden.shape, delta.shape[2]),
-            how.scale,
-        )
-
-    def _loss(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self.task.dataset.kind != "classification" or not self.has_all_labels:
-            return super()._loss(outputs, batch)
-        loss, labels = outputs.new_empty(outputs.shape[0]), batch.y.contiguous()
-        shares = None if batch.mask is None else _shares(batch.mask)
-        self.native.cross_entropy(
-            outputs.data_ptr(), labels.data_ptr(), _pointer(shares), loss.data_ptr(), *outputs.shape
-        )
-        return loss, outputs
-
-
-class Regression(Compiled):
-    """Softmax regression: a client's step is one walk over its examples, where they lie.
-
-    The x of its batches (clients, B) are the numbers of the examples.
-    """
-
-    def _inputs(self, index: Tensor) -> Tensor:
-        return index
-
-    def _read(self, batch: Batch) -> Batch:
-        """The same with what the model sees of its examples."""
-        return replace(batch, x=self.task.inputs_of(batch.x.flatten()).unflatten(0, batch.x.shape))
-
-    def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, **options: Any) -> Any:
-        return super()._map(function, v, self._read(batch), *more, **options)
-
-    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
-        return super().hessian_vector(v, self._read(batch), z)
-
     def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How, inverse: Tensor | None = None) -> Tensor:
-        ((weight, bias, units, inputs),), (clients, size) = self.places, batch.x.shape
-        assert self.task.resident is not None and bias is not None
-        loss, logits = v.new_empty(clients), v.new_empty(size, units)
-        rows, labels = batch.x.contiguous(), batch.y.contiguous()
-        shares = None if batch.mask is None else _shares(batch.mask)
-        self.native.regression(
-            self.task.resident.data_ptr(),
-            rows.data_ptr(),
-            labels.data_ptr(),
-            _pointer(shares),
-            v.data_ptr(),
-            _pointer(inverse),
-            to.data_ptr(),
-            loss.data_ptr(),
-            logits.data_ptr(),
-            *(v.stride(0), 0 if inverse is None else inverse.stride(0), to.stride(0)),
-            *(weight, bias, clients, size, inputs, units),
-            *how,
-        )
+        """inverse (clients, d): what the gradient is multiplied by, entry by entry."""
+        loss, strides = v.new_empty(len(v)), (0 if inverse is None else inverse.stride(0), to.stride(0))
+        vectors = map(_pointer, (v, inverse, to, loss))
+        with self._network(batch) as network:
+            self.native.step(network, *vectors, v.stride(0), *strides, *how)
         return loss
 
+    def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
+        product = torch.empty_like(v, memory_format=torch.contiguous_format)
+        with self._network(batch) as network:
+            self.native.along(network, *map(_pointer, (v, z, product)), v.stride(0), product.stride(0))
+        return self._decayed(product, z)
 
-_FUNCTIONS = (
-    ("affine", 2, 5, 0),
-    ("backward", 5, 6, 2),
-    ("cross_entropy", 4, 3, 0),
-    ("scaled", 4, 6, 1),
-    ("regression", 9, 9, 2),
-)
-"""Of dense.c: the name, and how many pointers, then sizes, then numbers it takes."""
+    @contextmanager
+    def _network(self, batch: Batch) -> Iterator[_Network]:
+        """As C takes it; what it points to is there until this ends."""
+        lies = not batch.x.is_floating_point()
+        examples = self.task.resident if lies else batch.x.contiguous()
+        numbers = batch.x.contiguous() if lies else None
+        targets, shares = batch.y.contiguous(), None if batch.mask is None else _shares(batch.mask)
+        (clients, size), inputs = targets.shape, self.places[0][-1]
+        room = torch.empty(size * self.room, dtype=self.task.dtype)
+        sizes = (len(self.places), clients, size, inputs, not targets.is_floating_point())
+        pointers = map(_pointer, (examples, numbers, targets, shares, room))
+        yield _Network(_pointer(self.layers), *sizes, *pointers)
+
+
+def _affine(z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:
+    """z + bias, and the ReLU of that in a hidden layer, in z's place (clients, B, units)."""
+    z = z if bias is None else z.add_(bias.unsqueeze(1))
+    return z.relu_() if is_hidden else z
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

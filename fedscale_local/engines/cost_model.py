@@ -35,8 +35,8 @@ from fedscale_local.tasks import Task
 
 log = logging.getLogger(__name__)
 
-SIZES = (4, 8, 16, 32, 64)
-"""Clients of a stack."""
+SIZES = {"stacked": (4, 8, 16, 32, 64), "compiled": (2, 4, 8, 16, 32, 64)}
+"""Clients of a stack; what is compiled takes one after the other, and gains by the first already."""
 STACK_NUMBERS = 2_000_000
 """Parameters of all clients of a stack together, beyond the smallest: what a cache may hold."""
 GAIN = 1.1
@@ -136,14 +136,13 @@ def _ways(task: Task, config: InProcess) -> Iterator[Way]:
         formats = [config.memory_format]
     elif config.mode == "auto" and task.reads_images:  # looped is the reference of all engines
         formats = ["channels_last", "contiguous"]
-    sizes = [size for size in SIZES if size == SIZES[0] or size * task.layout.size <= STACK_NUMBERS]
-    if config.stack_size != "auto":
-        sizes = [config.stack_size]
     for mode in modes(task, config):
         if mode == "looped":
             yield from (Way(mode, 1, format) for format in formats)
-        else:
-            yield from (Way(mode, size, formats[0]) for size in sizes)
+            continue
+        smallest, *larger = SIZES[mode] if config.stack_size == "auto" else [config.stack_size]
+        fitting = (size for size in larger if size * task.layout.size <= STACK_NUMBERS)
+        yield from (Way(mode, size, formats[0]) for size in (smallest, *fitting))
 
 
 def _seconds(experiment: Experiment, way: Way, batch_size: int | None = None) -> float:
