@@ -13,11 +13,17 @@ import torch
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, and torch's version."""
+    """Processor, its widest vector instructions, cores that this process may use, and torch's version."""
     words = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = next((line.split(":")[1].strip() for line in words.splitlines() if "model name" in line), "")
+    vectors = next((wide for wide in ("avx512f", "avx2", "asimd") if wide in words.split()), "")
     cores = len(os.sched_getaffinity(0))
-    return {"processor": model or platform.machine(), "cores": cores, "torch": torch.__version__}
+    return {
+        "processor": model or platform.machine(),
+        "vectors": vectors,
+        "cores": cores,
+        "torch": torch.__version__,
+    }
 
 
 def wait(device: torch.device) -> None:

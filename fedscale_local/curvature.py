@@ -82,7 +82,7 @@ def _gradient(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tens
 
 def _hutchinson(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
     assert z is not None, "the Hutchinson statistic needs the round's probe"
-    return z * oracle.hessian_vector(v, batch, z)
+    return oracle.hessian_vector(v, batch, z).mul_(z)
 
 
 def _gauss_newton(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
