@@ -10,8 +10,9 @@ this one. Everything is elementwise over leading axes: the same code moves one c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -92,13 +93,13 @@ def scaled_local_steps(
     statistic = None
     losses = v.new_zeros(v.shape[:-1])
     steps = v.new_zeros(v.shape[:-1])
+    batches = _counted(batches, steps)
     for batch in batches:
+        if is_unseen and (measure is None or statistic is not None):
+            oracle.descend_all(v, chain([batch], batches), losses, step_size, d_hat)
+            break
         rows = batch.rows
         here = v[rows]
-        steps[rows].add_(1)
-        if is_unseen and (measure is None or statistic is not None):
-            losses[rows].add_(oracle.descend(here, batch, step_size, _of_rows(d_hat, rows, v.dim())))
-            continue
         loss, b = oracle.gradient(here, batch)
         losses[rows].add_(loss)
         if measure is not None and memory is not None:
@@ -118,6 +119,13 @@ def scaled_local_steps(
     params = oracle.finish(v)
     rule.end(state, params, steps.unsqueeze(-1))
     return LocalResult(params, losses / steps, statistic, buffer, memory, d_hat, state)
+
+
+def _counted(batches: Iterable[Batch], steps: Tensor) -> Iterator[Batch]:
+    """The same, each added to the steps of those clients that take it."""
+    for batch in batches:
+        steps[batch.rows].add_(1)
+        yield batch
 
 
 def _of_rows(d_hat: Tensor | None, rows: Any, num_axes: int) -> Tensor | None:

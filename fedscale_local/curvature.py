@@ -11,7 +11,7 @@ The displacement statistic needs no measurement: see server_step.displacement.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -61,6 +61,19 @@ class Oracle(Protocol):
         else:
             v.addcdiv_(gradient, d_hat, value=-step_size)
         return loss
+
+    def descend_all(
+        self,
+        v: Tensor,
+        batches: Iterable[Batch],
+        losses: Tensor,
+        step_size: float,
+        d_hat: Tensor | None = None,
+    ) -> None:
+        """Such a step for each batch, one after the other; what each loses at its v is added to losses (...,)."""
+        for batch in batches:
+            own = d_hat if d_hat is None or d_hat.dim() < v.dim() else d_hat[batch.rows]
+            losses[batch.rows].add_(self.descend(v[batch.rows], batch, step_size, own))
 
     def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
         """The mini-batch gradient (..., d) at another point than the working copy; what `gradient` gave stays."""

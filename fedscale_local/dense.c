@@ -300,38 +300,46 @@ static REAL loss(const network *net, int64_t client, REAL *z, REAL *moved)
                            : half_squares(z, (const REAL *)net->target + first, share, moved, n, m);
 }
 
-/* to <- keep * v + scale * gradient of the mean loss at v, which may be the same place, and each client's loss. The
-   gradient is multiplied by `inverse` where that is given. v, inverse and to are c vectors, so far from one to the next. */
-void step(const network *net, const REAL *v, const REAL *inverse, REAL *to, REAL *losses, int64_t v_stride,
-          int64_t inverse_stride, int64_t to_stride, double keep, double scale)
+/* to <- keep * v + scale * gradient of the mean loss at v, for one client; its loss. */
+static REAL descend(const network *net, int64_t client, change all)
 {
     const int64_t n = net->n, *first = net->layers, *last = first + 3 * (net->depth - 1);
-    for (int64_t client = 0; client < net->c; client++, v += v_stride, to += to_stride) {
-        change all = {v, inverse ? inverse + client * inverse_stride : 0, to, keep, scale};
-        rows seen = examples(net, client);
-        REAL *z = net->room;
-        for (const int64_t *layer = first;; z += n * layer[2], layer += 3) {
-            forward(seen, v + layer[0], bias(v, layer), z, n, layer[2], 0);
-            if (layer == last)
-                break;
-            relu(z, n * layer[2]);
-            seen = (rows){z, 0, layer[2]};
-        }
-        REAL *spare = z + n * last[2];
-        losses[client] = loss(net, client, z, 0);
-        for (const int64_t *layer = last;; layer -= 3) {
-            int64_t m = layer[2], k = layer == first ? net->k : layer[-1];
-            REAL *hidden = z - n * k;
-            if (layer > first) /* with the weight as it was */
-                before(z, v + layer[0], spare, n, k, m, 0);
-            weights(layer == first ? examples(net, client) : (rows){hidden, 0, k}, z, n, m, from(all, layer[0]));
-            if (layer[1] >= 0)
-                biases(z, n, m, from(all, layer[1]));
-            if (layer == first)
-                break;
-            where_on(hidden, spare, hidden, n * k);
-            z = hidden;
-        }
+    rows seen = examples(net, client);
+    REAL *z = net->room;
+    for (const int64_t *layer = first;; z += n * layer[2], layer += 3) {
+        forward(seen, all.v + layer[0], bias(all.v, layer), z, n, layer[2], 0);
+        if (layer == last)
+            break;
+        relu(z, n * layer[2]);
+        seen = (rows){z, 0, layer[2]};
+    }
+    REAL *spare = z + n * last[2], found = loss(net, client, z, 0);
+    for (const int64_t *layer = last;; layer -= 3) {
+        int64_t m = layer[2], k = layer == first ? net->k : layer[-1];
+        REAL *hidden = z - n * k;
+        if (layer > first) /* with the weight as it was */
+            before(z, all.v + layer[0], spare, n, k, m, 0);
+        weights(layer == first ? examples(net, client) : (rows){hidden, 0, k}, z, n, m, from(all, layer[0]));
+        if (layer[1] >= 0)
+            biases(z, n, m, from(all, layer[1]));
+        if (layer == first)
+            return found;
+        where_on(hidden, spare, hidden, n * k);
+        z = hidden;
+    }
+}
+
+/* The same for all clients, and for one mini-batch after the other, with losses (c) added up. Where there is more than
+   one, `to` is v. A later one may be of fewer clients, the first of them. The gradient is multiplied by `inverse` where
+   that is given. v, inverse and to are c vectors, so far from one to the next. */
+void steps(const network *nets, int64_t count, const REAL *v, const REAL *inverse, REAL *to, REAL *losses, int64_t v_stride,
+           int64_t inverse_stride, int64_t to_stride, double keep, double scale)
+{
+    for (int64_t client = 0; client < nets->c; client++) {
+        const REAL *factor = inverse ? inverse + client * inverse_stride : 0;
+        change all = {v + client * v_stride, factor, to + client * to_stride, keep, scale};
+        for (const network *net = nets; net < nets + count && client < net->c; net++)
+            losses[client] += descend(net, client, all);
     }
 }
 

@@ -13,10 +13,11 @@ networks; Looped and Stacked prove the results.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, Structure, c_double, c_int64, c_void_p
+from ctypes import POINTER, Array, Structure, c_double, c_int64, c_void_p
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -187,7 +188,8 @@ class Compiled(Dense):
     def __init__(self, task: Task, linear: list[nn.Linear]) -> None:
         super().__init__(task, linear)
         self.native = native.library("dense", task.dtype)
-        self.native.step.argtypes = [POINTER(_Network), *[c_void_p] * 4, *[c_int64] * 3, *[c_double] * 2]
+        vectors: list[Any] = [*[c_void_p] * 4, *[c_int64] * 3, *[c_double] * 2]
+        self.native.steps.argtypes = [POINTER(_Network), c_int64, *vectors]
         self.native.along.argtypes = [POINTER(_Network), *[c_void_p] * 3, *[c_int64] * 2]
         self.layers = torch.tensor(
             [(weight, -1 if bias is None else bias, units) for weight, bias, units, _ in self.places]
@@ -207,39 +209,88 @@ class Compiled(Dense):
         return super()._map(function, v, batch, *more, **options)
 
     def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
-        if d_hat is None or self.task.weight_decay:
+        if d_hat is not None and self.task.weight_decay:
             return super().descend(v, batch, step_size, d_hat)
-        # It is the same for a round, where all clients share it.
-        if self.inverse is None or self.inverse[0] is not d_hat:
-            self.inverse = d_hat, d_hat.reciprocal()
-        return self._walk(v, v, batch, How(1.0, -step_size), self.inverse[1].expand_as(v))
+        losses = v.new_zeros(len(v))
+        self.descend_all(v, [batch], losses, step_size, d_hat)
+        return losses
 
-    def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How, inverse: Tensor | None = None) -> Tensor:
-        """inverse (clients, d): what the gradient is multiplied by, entry by entry."""
-        loss, strides = v.new_empty(len(v)), (0 if inverse is None else inverse.stride(0), to.stride(0))
-        vectors = map(_pointer, (v, inverse, to, loss))
-        with self._network(batch) as network:
-            self.native.step(network, *vectors, v.stride(0), *strides, *how)
-        return loss
+    def descend_all(
+        self,
+        v: Tensor,
+        batches: Iterable[Batch],
+        losses: Tensor,
+        step_size: float,
+        d_hat: Tensor | None = None,
+    ) -> None:
+        """A client takes so many steps before the next one does, so its parameters stay in the cache."""
+        if d_hat is not None and self.task.weight_decay:
+            super().descend_all(v, batches, losses, step_size, d_hat)
+            return
+        inverse = None
+        if d_hat is not None:  # it is the same for a round, where all clients share it
+            if self.inverse is None or self.inverse[0] is not d_hat:
+                self.inverse = d_hat, d_hat.reciprocal()
+            inverse = self.inverse[1].expand_as(v)
+        how, batches = How(1.0 - step_size * self.task.weight_decay, -step_size), iter(batches)
+        together = 1 if self.task.resident is None else STEPS
+        while some := list(islice(batches, together)):
+            self._steps(v, v, some, losses, how, inverse)
+
+    def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How) -> Tensor:
+        losses = v.new_zeros(len(v))
+        self._steps(v, to, [batch], losses, how)
+        return losses
+
+    def _steps(
+        self,
+        v: Tensor,
+        to: Tensor,
+        batches: Sequence[Batch],
+        losses: Tensor,
+        how: How,
+        inverse: Tensor | None = None,
+    ) -> None:
+        """`_walk`, with the losses added up; inverse (clients, d): what gradients are multiplied by, entry by entry."""
+        strides = (0 if inverse is None else inverse.stride(0), to.stride(0))
+        vectors = map(_pointer, (v, inverse, to, losses))
+        with self._networks(batches) as networks:
+            self.native.steps(networks, len(batches), *vectors, v.stride(0), *strides, *how)
 
     def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
         product = torch.empty_like(v, memory_format=torch.contiguous_format)
-        with self._network(batch) as network:
-            self.native.along(network, *map(_pointer, (v, z, product)), v.stride(0), product.stride(0))
+        with self._networks([batch]) as networks:
+            self.native.along(networks, *map(_pointer, (v, z, product)), v.stride(0), product.stride(0))
         return self._decayed(product, z)
 
     @contextmanager
-    def _network(self, batch: Batch) -> Iterator[_Network]:
-        """As C takes it; what it points to is there until this ends."""
-        lies = not batch.x.is_floating_point()
-        examples = self.task.resident if lies else batch.x.contiguous()
-        numbers = batch.x.contiguous() if lies else None
-        targets, shares = batch.y.contiguous(), None if batch.mask is None else _shares(batch.mask)
-        (clients, size), inputs = targets.shape, self.places[0][-1]
-        room = torch.empty(size * self.room, dtype=self.task.dtype)
-        sizes = (len(self.places), clients, size, inputs, not targets.is_floating_point())
-        pointers = map(_pointer, (examples, numbers, targets, shares, room))
-        yield _Network(_pointer(self.layers), *sizes, *pointers)
+    def _networks(self, batches: Sequence[Batch]) -> Iterator[Array[_Network]]:
+        """As C takes them; what they point to is there until this ends."""
+        room = torch.empty(max(batch.y.shape[1] for batch in batches) * self.room, dtype=self.task.dtype)
+        told = [self._told(batch) for batch in batches]
+        layers, depth, inputs = _pointer(self.layers), len(self.places), self.places[0][-1]
+        networks = [
+            _Network(
+                layers,
+                depth,
+                *y.shape,
+                inputs,
+                not y.is_floating_point(),
+                *map(_pointer, (x, rows, y, shares, room)),
+            )
+            for x, rows, y, shares in told
+        ]
+        yield (_Network * len(networks))(*networks)
+
+    def _told(self, batch: Batch) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]:
+        """Examples, which of them are in the batch (None: all, as they lie), targets, and shares of the mean."""
+        shares = None if batch.mask is None else _shares(batch.mask)
+        x, y = batch.x.contiguous(), batch.y.contiguous()
+        return (x, None, y, shares) if x.is_floating_point() else (self.task.resident, x, y, shares)
+
+
+STEPS = 64
+"""Mini-batches that are looked up before the first of them is walked over, where they are numbers of examples."""
 
 
 def _affine(z: Tensor, bias: Tensor | None, is_hidden: bool) -> Tensor:

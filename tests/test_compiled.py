@@ -155,7 +155,7 @@ def test_it_is_built_once_for_each_type_of_numbers(cache: Path, monkeypatch: pyt
     assert len(list(cache.iterdir())) == 2
     native.library.cache_clear()
     monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built again"))
-    assert native.library("dense", torch.float64).step
+    assert native.library("dense", torch.float64).steps
 
 
 @needs_compiler

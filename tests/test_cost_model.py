@@ -88,13 +88,15 @@ def test_the_stack_is_the_fastest_until_one_is_a_tenth_slower(
 def test_a_step_is_measured_with_all_its_products() -> None:
     """Libraries leave out a product whose factor is 0, and a step of size 0 would take half of its time."""
     sizes: list[float] = []
-    walk = dense.Dense.descend
+    walk = dense.Compiled.descend_all
 
-    def descend(self: Any, v: Any, batch: Any, step_size: float, d_hat: Any = None) -> Any:
+    def descend_all(
+        self: Any, v: Any, batches: Any, losses: Any, step_size: float, d_hat: Any = None
+    ) -> None:
         sizes.append(step_size)
-        return walk(self, v, batch, step_size, d_hat)
+        walk(self, v, batches, losses, step_size, d_hat)
 
-    with patch.object(dense.Dense, "descend", descend):
+    with patch.object(dense.Compiled, "descend_all", descend_all):
         built = experiment.build(configured(*SMALL))
         cost_model.measured(built.task, cost_model.Way("compiled", 4), 2)
     assert sizes and 0 not in sizes
