@@ -5,8 +5,9 @@
 The works of benchmarks.peers, in process, with one worker on one thread, so that one profile sees all of a round. A
 built-in function counts for the one that calls it: what a product takes is told by the function that asks for it. A
 profile makes what is called often look dearer than it is, messages above all; benchmarks.micro times those. The
-arithmetic is that of all products and convolutions at the speed of a large product on one thread, seen beside: no
-program is faster on this machine, whatever it leaves out.
+arithmetic is that of all products and convolutions at the speed of a large product of torch's on one thread, seen
+beside: what a program needs at least that leaves them to that library. Where the library does not use the widest
+vectors of a processor, what is compiled here does, and may need less.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -92,8 +92,8 @@ def scaled_local_steps(
     is_unseen = is_unseen and (d_hat is None or oracle.divides)
     statistic = None
     losses = v.new_zeros(v.shape[:-1])
-    steps = v.new_zeros(v.shape[:-1])
-    batches = _counted(batches, steps)
+    taken: list[Any] = []
+    batches = _noted(batches, taken)
     for batch in batches:
         if is_unseen and (measure is None or statistic is not None):
             oracle.descend_all(v, chain([batch], batches), losses, step_size, d_hat)
@@ -105,7 +105,7 @@ def scaled_local_steps(
         if measure is not None and memory is not None:
             memory, d_hat = _refresh_rows(scaling, memory, rows, measure(here, batch, b))
         elif measure is not None and statistic is None:
-            statistic = measure(here, batch, b)
+            statistic = measure(here, batch, b if rule is PLAIN else b.clone())
         if rule is not PLAIN:
             part, again = _rows(state, rows, v.dim()), partial(oracle.gradient_at, batch=batch)
             if rule.step is not None:
@@ -116,15 +116,17 @@ def scaled_local_steps(
             assert buffer is not None
             b = buffer[rows].mul_(momentum).add_(b)
         scaling.step_(here, b, _of_rows(d_hat, rows, v.dim()), step_size)
-    params = oracle.finish(v)
+    params, steps = oracle.finish(v), v.new_zeros(v.shape[:-1])
+    for rows, same in groupby(taken):
+        steps[rows].add_(len(list(same)))
     rule.end(state, params, steps.unsqueeze(-1))
     return LocalResult(params, losses / steps, statistic, buffer, memory, d_hat, state)
 
 
-def _counted(batches: Iterable[Batch], steps: Tensor) -> Iterator[Batch]:
-    """The same, each added to the steps of those clients that take it."""
+def _noted(batches: Iterable[Batch], taken: list[Any]) -> Iterator[Batch]:
+    """The same; which clients of a stack take them is noted."""
     for batch in batches:
-        steps[batch.rows].add_(1)
+        taken.append(batch.rows)
         yield batch
 
 

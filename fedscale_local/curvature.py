@@ -42,7 +42,7 @@ class Oracle(Protocol):
         """The working copy v of x on which the steps act in place."""
 
     def finish(self, v: Tensor) -> Tensor:
-        """What the steps have made of it, which stays when another client starts."""
+        """What the steps have made of it, or a gradient, which stays when another client starts."""
 
     def gradient(self, v: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mini-batch loss (...,) and its gradient (..., d); the gradient is valid until the next call."""
@@ -90,7 +90,7 @@ Statistic = Callable[[Oracle, Tensor, Batch, Tensor, Tensor | None], Tensor]
 
 
 def _gradient(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
-    return gradient.clone()
+    return oracle.finish(gradient)
 
 
 def _hutchinson(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
