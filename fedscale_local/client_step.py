@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedscale_local.curvature import Batch, Oracle
+from fedscale_local.curvature import Batch, Oracle, of_rows
 from fedscale_local.local_rule import PLAIN, LocalRule, State
 from fedscale_local.scaling import Memory, Scaling
 
@@ -105,6 +105,7 @@ def scaled_local_steps(
         if measure is not None and memory is not None:
             memory, d_hat = _refresh_rows(scaling, memory, rows, measure(here, batch, b))
         elif measure is not None and statistic is None:
+            # A rule may change its gradient in place; the statistic may be that very tensor.
             statistic = measure(here, batch, b if rule is PLAIN else b.clone())
         if rule is not PLAIN:
             part, again = _rows(state, rows, v.dim()), partial(oracle.gradient_at, batch=batch)
@@ -115,7 +116,7 @@ def scaled_local_steps(
         if momentum:
             assert buffer is not None
             b = buffer[rows].mul_(momentum).add_(b)
-        scaling.step_(here, b, _of_rows(d_hat, rows, v.dim()), step_size)
+        scaling.step_(here, b, of_rows(d_hat, rows, v.dim()), step_size)
     params, steps = oracle.finish(v), v.new_zeros(v.shape[:-1])
     for rows, same in groupby(taken):
         steps[rows].add_(len(list(same)))
@@ -128,11 +129,6 @@ def _noted(batches: Iterable[Batch], taken: list[Any]) -> Iterator[Batch]:
     for batch in batches:
         taken.append(batch.rows)
         yield batch
-
-
-def _of_rows(d_hat: Tensor | None, rows: Any, num_axes: int) -> Tensor | None:
-    """The D-hat of those clients of a stack that still step; one that all share stays as it is."""
-    return d_hat if d_hat is None or d_hat.dim() < num_axes else d_hat[rows]
 
 
 def _rows(state: State, rows: Any, num_axes: int) -> State:

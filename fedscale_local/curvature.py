@@ -72,7 +72,7 @@ class Oracle(Protocol):
     ) -> None:
         """Such a step for each batch, one after the other; what each loses at its v is added to losses (...,)."""
         for batch in batches:
-            own = d_hat if d_hat is None or d_hat.dim() < v.dim() else d_hat[batch.rows]
+            own = of_rows(d_hat, batch.rows, v.dim())
             losses[batch.rows].add_(self.descend(v[batch.rows], batch, step_size, own))
 
     def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
@@ -83,6 +83,11 @@ class Oracle(Protocol):
 
     def gauss_newton(self, v: Tensor, batch: Batch) -> Tensor:
         """The Gauss-Newton-Bartlett diagonal (..., d), with the labels that the batch's noise draws."""
+
+
+def of_rows(d_hat: Tensor | None, rows: Any, num_axes: int) -> Tensor | None:
+    """The D-hat of those clients of a stack that still step; one that all share stays as it is."""
+    return d_hat if d_hat is None or d_hat.dim() < num_axes else d_hat[rows]
 
 
 Statistic = Callable[[Oracle, Tensor, Batch, Tensor, Tensor | None], Tensor]

@@ -28,6 +28,14 @@ enum { LANES = BYTES / sizeof(REAL), UNITS = 6, CHUNK = 4096 / sizeof(REAL) };
 #define WRITE(place) (*(loose *)(place))
 /* For a number of times that is known here, without a loop: so what it counts through stays in registers. */
 #define EACH(i, count) _Pragma("GCC unroll 8") for (int64_t i = 0; i < (count); i++)
+/* STRIP, whatever that is where this stands, for the m units from j on. */
+#define STRIPS                         \
+    for (; j <= m - UNITS; j += UNITS) \
+        STRIP(UNITS)                   \
+    for (; j <= m - 2; j += 2)         \
+        STRIP(2)                       \
+    for (; j < m; j++)                 \
+        STRIP(1)
 #define INLINE static inline __attribute__((always_inline))
 
 /* Rows of k numbers: those that `number` names, or one after the other. */
@@ -91,12 +99,7 @@ static void forward(rows x, const REAL *w, const REAL *bias, REAL *z, int64_t n,
     }
     for (int64_t from = 0; from < x.k; from += CHUNK) {
         int64_t j = 0, end = from + CHUNK < x.k ? from + CHUNK : x.k;
-        for (; j <= m - UNITS; j += UNITS)
-            STRIP(UNITS)
-        for (; j <= m - 2; j += 2)
-            STRIP(2)
-        for (; j < m; j++)
-            STRIP(1)
+        STRIPS
     }
 #undef STRIP
 #undef BLOCK
@@ -178,12 +181,7 @@ INLINE void all_sums(rows x, int64_t count, const REAL *coefficient, int64_t acr
             }                                                                                                 \
     }
     int64_t j = 0;
-    for (; j <= m - UNITS; j += UNITS)
-        STRIP(UNITS)
-    for (; j <= m - 2; j += 2)
-        STRIP(2)
-    for (; j < m; j++)
-        STRIP(1)
+    STRIPS
 #undef STRIP
 }
 

@@ -208,13 +208,6 @@ class Compiled(Dense):
             batch = replace(batch, x=x)
         return super()._map(function, v, batch, *more, **options)
 
-    def descend(self, v: Tensor, batch: Batch, step_size: float, d_hat: Tensor | None = None) -> Tensor:
-        if d_hat is not None and self.task.weight_decay:
-            return super().descend(v, batch, step_size, d_hat)
-        losses = v.new_zeros(len(v))
-        self.descend_all(v, [batch], losses, step_size, d_hat)
-        return losses
-
     def descend_all(
         self,
         v: Tensor,
