@@ -5,10 +5,11 @@
    inputs, and in which order, depends on no other client.
 
    The products are as a library's would be, for sizes of which one client's network fits into a core's cache. A library
-   does more before it begins; a weight's gradient is added to the weight here while it is in registers; and examples are
-   read where they lie. */
+   does more before it begins, and a weight's gradient is added to the weight here while it is in registers. Loads over
+   two cache lines are slow: what is given is best aligned to one. */
 
 #include <stdint.h>
+#include <string.h>
 #include <tgmath.h>
 
 #ifdef __AVX512F__
@@ -38,14 +39,11 @@ enum { LANES = BYTES / sizeof(REAL), UNITS = 6, CHUNK = 4096 / sizeof(REAL) };
         STRIP(1)
 #define INLINE static inline __attribute__((always_inline))
 
-/* Rows of k numbers: those that `number` names, or one after the other. */
+/* Rows of k numbers, one after the other. */
 typedef struct {
     const REAL *start;
-    const int64_t *number;
     int64_t k;
 } rows;
-
-INLINE const REAL *row(rows x, int64_t i) { return x.start + x.k * (x.number ? x.number[i] : i); }
 
 INLINE REAL total(lanes v)
 {
@@ -64,7 +62,7 @@ INLINE void products(rows x, int64_t i, const REAL *w, const REAL *bias, REAL *z
     const REAL *place[REGISTERS];
     lanes sum[REGISTERS][UNITS];
     int64_t at = from;
-    EACH(e, examples) place[e] = row(x, i + e);
+    EACH(e, examples) place[e] = x.start + (i + e) * x.k;
     EACH(e, examples) EACH(j, units) sum[e][j] = (lanes){0};
     for (; at <= end - LANES; at += LANES) {
         lanes seen[REGISTERS];
@@ -139,7 +137,7 @@ INLINE void sums(rows x, int64_t count, int64_t at, const REAL *coefficient, int
             __builtin_prefetch(c.v + j * x.k + at + r * LANES);
     }
     for (int64_t i = 0; i < count; i++) {
-        const REAL *place = row(x, i) + at;
+        const REAL *place = x.start + i * x.k + at;
         lanes seen[REGISTERS];
         EACH(r, registers) seen[r] = READ(place + r * LANES);
         EACH(j, units)
@@ -176,7 +174,7 @@ INLINE void all_sums(rows x, int64_t count, const REAL *coefficient, int64_t acr
             {                                                                                                 \
                 REAL sum = 0;                                                                                 \
                 for (int64_t i = 0; i < count; i++)                                                           \
-                    sum += row(x, i)[at] * own[i * across + unit * along];                                    \
+                    sum += x.start[i * x.k + at] * own[i * across + unit * along];                                    \
                 apply(to, unit * x.k + at, sum);                                                              \
             }                                                                                                 \
     }
@@ -195,13 +193,13 @@ static void weights(rows x, const REAL *delta, int64_t n, int64_t m, change c)
 static void biases(const REAL *delta, int64_t n, int64_t m, change c)
 {
     const REAL one = 1;
-    all_sums((rows){delta, 0, m}, n, &one, 0, 0, 1, c);
+    all_sums((rows){delta, m}, n, &one, 0, 0, 1, c);
 }
 
 /* to (n, k) <- keep * to + delta w, for w (m, k). */
 static void before(const REAL *delta, const REAL *w, REAL *to, int64_t n, int64_t k, int64_t m, REAL keep)
 {
-    all_sums((rows){w, 0, k}, m, delta, 1, m, n, (change){to, 0, to, keep, 1});
+    all_sums((rows){w, k}, m, delta, 1, m, n, (change){to, 0, to, keep, 1});
 }
 
 /* z <- max(z, 0). */
@@ -270,8 +268,8 @@ static REAL half_squares(REAL *restrict z, const REAL *restrict target, const RE
 /* Networks of `depth` layers for c clients. In a client's vector a layer's weight and bias (-1 for none) begin at, and
    the layer has as many units as, `layers` (depth, 3) says. A client's examples are the rows `number` (c, n) of x, or
    without that its own n of x (c * n, k). Targets (c, n) are labels or, for half the squared error, REAL; shares of the
-   mean (c, n) or none are as above. `room` is to work in: for each example twice the units of all layers, and twice those
-   of the largest. */
+   mean (c, n) or none are as above. `room` is to work in: for each example its k numbers, twice the units of all layers,
+   and twice those of the largest. */
 typedef struct {
     const int64_t *layers;
     int64_t depth, c, n, k, has_labels;
@@ -282,10 +280,13 @@ typedef struct {
     REAL *room;
 } network;
 
+/* A client's examples, side by side at the start of the room: they are read again and again, from wherever they lie. */
 static rows examples(const network *net, int64_t client)
 {
-    int64_t first = client * net->n;
-    return net->number ? (rows){net->x, net->number + first, net->k} : (rows){net->x + first * net->k, 0, net->k};
+    int64_t k = net->k, first = client * net->n;
+    for (int64_t i = 0; i < net->n; i++)
+        memcpy(net->room + i * k, net->x + k * (net->number ? net->number[first + i] : first + i), k * sizeof(REAL));
+    return (rows){net->room, k};
 }
 
 static const REAL *bias(const REAL *v, const int64_t *layer) { return layer[1] < 0 ? 0 : v + layer[1]; }
@@ -302,14 +303,15 @@ static REAL loss(const network *net, int64_t client, REAL *z, REAL *moved)
 static REAL descend(const network *net, int64_t client, change all)
 {
     const int64_t n = net->n, *first = net->layers, *last = first + 3 * (net->depth - 1);
-    rows seen = examples(net, client);
-    REAL *z = net->room;
+    const rows inputs = examples(net, client);
+    rows seen = inputs;
+    REAL *z = net->room + n * net->k;
     for (const int64_t *layer = first;; z += n * layer[2], layer += 3) {
         forward(seen, all.v + layer[0], bias(all.v, layer), z, n, layer[2], 0);
         if (layer == last)
             break;
         relu(z, n * layer[2]);
-        seen = (rows){z, 0, layer[2]};
+        seen = (rows){z, layer[2]};
     }
     REAL *spare = z + n * last[2], found = loss(net, client, z, 0);
     for (const int64_t *layer = last;; layer -= 3) {
@@ -317,7 +319,7 @@ static REAL descend(const network *net, int64_t client, change all)
         REAL *hidden = z - n * k;
         if (layer > first) /* with the weight as it was */
             before(z, all.v + layer[0], spare, n, k, m, 0);
-        weights(layer == first ? examples(net, client) : (rows){hidden, 0, k}, z, n, m, from(all, layer[0]));
+        weights(layer == first ? inputs : (rows){hidden, k}, z, n, m, from(all, layer[0]));
         if (layer[1] >= 0)
             biases(z, n, m, from(all, layer[1]));
         if (layer == first)
@@ -353,31 +355,32 @@ void along(const network *net, const REAL *v, const REAL *way, REAL *to, int64_t
     const int64_t beside = n * (units + widest); /* from what a number is to how it moves */
     for (int64_t client = 0; client < net->c; client++, v += v_stride, to += to_stride) {
         change all = {to, 0, to, 0, 1}, more = {to, 0, to, 1, 1};
-        rows seen = examples(net, client);
-        REAL *z = net->room;
+        const rows inputs = examples(net, client);
+        rows seen = inputs;
+        REAL *z = net->room + n * net->k;
         for (const int64_t *layer = first;; z += n * layer[2], layer += 3) {
             int64_t m = layer[2];
             forward(seen, v + layer[0], bias(v, layer), z, n, m, 0);
             forward(seen, way + layer[0], bias(way, layer), z + beside, n, m, 0);
             if (layer > first)
-                forward((rows){z - n * seen.k + beside, 0, seen.k}, v + layer[0], 0, z + beside, n, m, 1);
+                forward((rows){z - n * seen.k + beside, seen.k}, v + layer[0], 0, z + beside, n, m, 1);
             if (layer == last)
                 break;
             relu(z, n * m);
             where_on(z + beside, z + beside, z, n * m);
-            seen = (rows){z, 0, m};
+            seen = (rows){z, m};
         }
         REAL *spare = z + n * last[2];
         loss(net, client, z, z + beside);
         for (const int64_t *layer = last;; layer -= 3) {
             int64_t m = layer[2], k = layer == first ? net->k : layer[-1];
             REAL *hidden = z - n * k;
-            weights(layer == first ? examples(net, client) : (rows){hidden, 0, k}, z + beside, n, m, from(all, layer[0]));
+            weights(layer == first ? inputs : (rows){hidden, k}, z + beside, n, m, from(all, layer[0]));
             if (layer[1] >= 0)
                 biases(z + beside, n, m, from(all, layer[1]));
             if (layer == first)
                 break;
-            weights((rows){hidden + beside, 0, k}, z, n, m, from(more, layer[0]));
+            weights((rows){hidden + beside, k}, z, n, m, from(more, layer[0]));
             before(z, v + layer[0], spare, n, k, m, 0);
             before(z + beside, v + layer[0], spare + beside, n, k, m, 0);
             before(z, way + layer[0], spare + beside, n, k, m, 1);
