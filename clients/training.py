@@ -277,18 +277,24 @@ def _measure(
 ) -> Measure:
     """The configured statistic; its Hutchinson probes come from a stream that all clients of the round share."""
     scaling, task = experiment.config.scaling, experiment.task
+
+    def averaged(h: Tensor) -> Tensor:
+        return curvature.average_kernels(h, task.layout) if scaling.spatial_average else h
+
+    if scaling.statistic == "gradient":
+        return Measure(of_gradient=lambda gradient: averaged(oracle.finish(gradient)))
     if scaling.statistic == "full_gradient":
         whole = oracle.batch([experiment.shard(order.client) for order in orders], [])
-        return lambda v, batch, gradient: oracle.gradient_at(v, whole)
-    statistic = curvature.STATISTICS[scaling.statistic]
+        return Measure(beside=lambda v, batch: oracle.gradient_at(v, whole))
+    statistic = curvature.MEASURED[scaling.statistic]
     wants_probe = scaling.statistic == "hutchinson"
     probes = _probes(experiment.config.seed, round, task.layout.size, task.dtype) if wants_probe else None
 
-    def measure(v: Tensor, batch: curvature.Batch, gradient: Tensor) -> Tensor:
-        h = statistic(oracle, v, batch, gradient, None if probes is None else task.there(next(probes)))
-        return curvature.average_kernels(h, task.layout) if scaling.spatial_average else h
+    def beside(v: Tensor, batch: curvature.Batch) -> Tensor:
+        z = None if probes is None else task.there(next(probes))
+        return averaged(statistic(oracle, v, batch, z))
 
-    return measure
+    return Measure(beside=beside)
 
 
 def _probes(seed: int, round: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:

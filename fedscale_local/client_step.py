@@ -22,8 +22,20 @@ from fedscale_local.curvature import Batch, Oracle, of_rows
 from fedscale_local.local_rule import PLAIN, LocalRule, State
 from fedscale_local.scaling import Memory, Scaling
 
-Measure = Callable[[Tensor, Batch, Tensor], Tensor]
-"""(v, batch, gradient at v on the batch) -> statistic (..., d)"""
+
+class Measure(NamedTuple):
+    """How a statistic (..., d) comes about on a mini-batch at v: one of the two."""
+
+    of_gradient: Callable[[Tensor], Tensor] | None = None
+    """From the gradient, which a local step computes anyway."""
+    beside: Callable[[Tensor, Batch], Tensor] | None = None
+    """By itself, given v and the batch."""
+
+    def __call__(self, v: Tensor, batch: Batch, gradient: Tensor) -> Tensor:
+        if self.of_gradient is not None:
+            return self.of_gradient(gradient)
+        assert self.beside is not None, "a measure of nothing"
+        return self.beside(v, batch)
 
 
 class LocalResult(NamedTuple):
@@ -94,10 +106,9 @@ def scaled_local_steps(
     losses = v.new_zeros(v.shape[:-1])
     taken: list[Any] = []
     batches = _noted(batches, taken)
+    if is_unseen:
+        statistic = _descend(oracle, v, batches, losses, step_size, d_hat, measure)
     for batch in batches:
-        if is_unseen and (measure is None or statistic is not None):
-            oracle.descend_all(v, chain([batch], batches), losses, step_size, d_hat)
-            break
         rows = batch.rows
         here = v[rows]
         loss, b = oracle.gradient(here, batch)
@@ -122,6 +133,30 @@ def scaled_local_steps(
         steps[rows].add_(len(list(same)))
     rule.end(state, params, steps.unsqueeze(-1))
     return LocalResult(params, losses / steps, statistic, buffer, memory, d_hat, state)
+
+
+def _descend(
+    oracle: Oracle,
+    v: Tensor,
+    batches: Iterator[Batch],
+    losses: Tensor,
+    step_size: float,
+    d_hat: Tensor | None,
+    measure: Measure | None,
+) -> Tensor | None:
+    """All steps, of which nothing is seen but the first batch's statistic, where that is measured: that statistic."""
+    if measure is None:
+        oracle.descend_all(v, batches, losses, step_size, d_hat)
+        return None
+    if measure.of_gradient is not None:
+        gradient = torch.empty_like(v)
+        oracle.descend_all(v, batches, losses, step_size, d_hat, gradient)
+        return measure.of_gradient(gradient)
+    assert measure.beside is not None
+    first = next(batches)
+    statistic = measure.beside(v, first)
+    oracle.descend_all(v, chain([first], batches), losses, step_size, d_hat)
+    return statistic
 
 
 def _noted(batches: Iterable[Batch], taken: list[Any]) -> Iterator[Batch]:

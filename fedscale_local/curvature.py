@@ -56,10 +56,7 @@ class Oracle(Protocol):
         d_hat (..., d) or (d,); None: no division.
         """
         loss, gradient = self.gradient(v, batch)
-        if d_hat is None:
-            v.sub_(gradient, alpha=step_size)
-        else:
-            v.addcdiv_(gradient, d_hat, value=-step_size)
+        _step(v, gradient, step_size, d_hat)
         return loss
 
     def descend_all(
@@ -69,11 +66,22 @@ class Oracle(Protocol):
         losses: Tensor,
         step_size: float,
         d_hat: Tensor | None = None,
+        gradient: Tensor | None = None,
     ) -> None:
-        """Such a step for each batch, one after the other; what each loses at its v is added to losses (...,)."""
+        """Such a step for each batch, one after the other; what each loses at its v is added to losses (...,).
+
+        gradient (..., d): where it is given, it becomes that of the first batch, which all clients take.
+        """
         for batch in batches:
-            own = of_rows(d_hat, batch.rows, v.dim())
-            losses[batch.rows].add_(self.descend(v[batch.rows], batch, step_size, own))
+            here, own = v[batch.rows], of_rows(d_hat, batch.rows, v.dim())
+            if gradient is None:
+                loss = self.descend(here, batch, step_size, own)
+            else:
+                loss, found = self.gradient(here, batch)
+                gradient.copy_(found)
+                gradient = None
+                _step(here, found, step_size, own)
+            losses[batch.rows].add_(loss)
 
     def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
         """The mini-batch gradient (..., d) at another point than the working copy; what `gradient` gave stays."""
@@ -85,33 +93,33 @@ class Oracle(Protocol):
         """The Gauss-Newton-Bartlett diagonal (..., d), with the labels that the batch's noise draws."""
 
 
+def _step(v: Tensor, gradient: Tensor, step_size: float, d_hat: Tensor | None) -> None:
+    if d_hat is None:
+        v.sub_(gradient, alpha=step_size)
+    else:
+        v.addcdiv_(gradient, d_hat, value=-step_size)
+
+
 def of_rows(d_hat: Tensor | None, rows: Any, num_axes: int) -> Tensor | None:
     """The D-hat of those clients of a stack that still step; one that all share stays as it is."""
     return d_hat if d_hat is None or d_hat.dim() < num_axes else d_hat[rows]
 
 
-Statistic = Callable[[Oracle, Tensor, Batch, Tensor, Tensor | None], Tensor]
-"""(oracle, v, batch, gradient at v on the batch, probe z) -> H (..., d)"""
+Statistic = Callable[[Oracle, Tensor, Batch, Tensor | None], Tensor]
+"""(oracle, v, batch, probe z) -> H (..., d)"""
 
 
-def _gradient(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
-    return oracle.finish(gradient)
-
-
-def _hutchinson(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
+def _hutchinson(oracle: Oracle, v: Tensor, batch: Batch, z: Tensor | None) -> Tensor:
     assert z is not None, "the Hutchinson statistic needs the round's probe"
     return oracle.hessian_vector(v, batch, z).mul_(z)
 
 
-def _gauss_newton(oracle: Oracle, v: Tensor, batch: Batch, gradient: Tensor, z: Tensor | None) -> Tensor:
+def _gauss_newton(oracle: Oracle, v: Tensor, batch: Batch, z: Tensor | None) -> Tensor:
     return oracle.gauss_newton(v, batch)
 
 
-STATISTICS: dict[str, Statistic] = {
-    "gradient": _gradient,
-    "hutchinson": _hutchinson,
-    "gauss_newton": _gauss_newton,
-}
+MEASURED: dict[str, Statistic] = {"hutchinson": _hutchinson, "gauss_newton": _gauss_newton}
+"""Statistics that take more than the gradient of a local step."""
 
 SIGNED = frozenset({"hutchinson", "gauss_newton"})
 """Statistics that estimate a diagonal, averaged over clients with their sign."""

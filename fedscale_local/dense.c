@@ -104,19 +104,25 @@ static void forward(rows x, const REAL *w, const REAL *bias, REAL *z, int64_t n,
 }
 
 /* What becomes of numbers v and their gradient g: keep * v + scale * inverse * g, with inverse 1 where it is not given.
-   What is not kept is not read, so it may be no number. */
+   What is not kept is not read, so it may be no number. Where `gradient` is given, that becomes g. */
 typedef struct {
     const REAL *v, *inverse;
-    REAL *to, keep, scale;
+    REAL *to, *gradient, keep, scale;
 } change;
 
 INLINE change from(change c, int64_t at)
 {
-    return (change){c.v + at, c.inverse ? c.inverse + at : 0, c.to + at, c.keep, c.scale};
+    c.v += at;
+    c.to += at;
+    c.inverse += c.inverse ? at : 0;
+    c.gradient += c.gradient ? at : 0;
+    return c;
 }
 
 INLINE void apply(change c, int64_t at, REAL g)
 {
+    if (c.gradient)
+        c.gradient[at] = g;
     REAL moved = c.scale * g * (c.inverse ? c.inverse[at] : 1);
     c.to[at] = c.keep ? c.keep * c.v[at] + moved : moved;
 }
@@ -150,6 +156,8 @@ INLINE void sums(rows x, int64_t count, int64_t at, const REAL *coefficient, int
     {
         int64_t here = j * x.k + at + r * LANES;
         lanes moved = c.scale * sum[j][r];
+        if (c.gradient)
+            WRITE(c.gradient + here) = sum[j][r];
         if (c.inverse)
             moved *= READ(c.inverse + here);
         if (c.keep)
@@ -199,7 +207,7 @@ static void biases(const REAL *delta, int64_t n, int64_t m, change c)
 /* to (n, k) <- keep * to + delta w, for w (m, k). */
 static void before(const REAL *delta, const REAL *w, REAL *to, int64_t n, int64_t k, int64_t m, REAL keep)
 {
-    all_sums((rows){w, k}, m, delta, 1, m, n, (change){to, 0, to, keep, 1});
+    all_sums((rows){w, k}, m, delta, 1, m, n, (change){.v = to, .to = to, .keep = keep, .scale = 1});
 }
 
 /* z <- max(z, 0). */
@@ -331,15 +339,19 @@ static REAL descend(const network *net, int64_t client, change all)
 
 /* The same for all clients, and for one mini-batch after the other, with losses (c) added up. Where there is more than
    one, `to` is v. A later one may be of fewer clients, the first of them. The gradient is multiplied by `inverse` where
-   that is given. v, inverse and to are c vectors, so far from one to the next. */
-void steps(const network *nets, int64_t count, const REAL *v, const REAL *inverse, REAL *to, REAL *losses, int64_t v_stride,
-           int64_t inverse_stride, int64_t to_stride, double keep, double scale)
+   that is given; that of the first mini-batch is written to `gradient` where that is. v, inverse, to and gradient are c
+   vectors, so far from one to the next. */
+void steps(const network *nets, int64_t count, const REAL *v, const REAL *inverse, REAL *to, REAL *gradient, REAL *losses,
+           int64_t v_stride, int64_t inverse_stride, int64_t to_stride, int64_t gradient_stride, double keep, double scale)
 {
     for (int64_t client = 0; client < nets->c; client++) {
-        const REAL *factor = inverse ? inverse + client * inverse_stride : 0;
-        change all = {v + client * v_stride, factor, to + client * to_stride, keep, scale};
-        for (const network *net = nets; net < nets + count && client < net->c; net++)
+        change all = {v + client * v_stride, inverse, to + client * to_stride, gradient, keep, scale};
+        for (const network *net = nets; net < nets + count && client < net->c; net++) {
             losses[client] += descend(net, client, all);
+            all.gradient = 0;
+        }
+        inverse += inverse_stride;
+        gradient += gradient_stride;
     }
 }
 
@@ -354,7 +366,8 @@ void along(const network *net, const REAL *v, const REAL *way, REAL *to, int64_t
     }
     const int64_t beside = n * (units + widest); /* from what a number is to how it moves */
     for (int64_t client = 0; client < net->c; client++, v += v_stride, to += to_stride) {
-        change all = {to, 0, to, 0, 1}, more = {to, 0, to, 1, 1};
+        change all = {.v = to, .to = to, .scale = 1}, more = all;
+        more.keep = 1;
         const rows inputs = examples(net, client);
         rows seen = inputs;
         REAL *z = net->room + n * net->k;

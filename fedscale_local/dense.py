@@ -188,7 +188,7 @@ class Compiled(Dense):
     def __init__(self, task: Task, linear: list[nn.Linear]) -> None:
         super().__init__(task, linear)
         self.native = native.library("dense", task.dtype)
-        vectors: list[Any] = [*[c_void_p] * 4, *[c_int64] * 3, *[c_double] * 2]
+        vectors: list[Any] = [*[c_void_p] * 5, *[c_int64] * 4, *[c_double] * 2]
         self.native.steps.argtypes = [POINTER(_Network), c_int64, *vectors]
         self.native.along.argtypes = [POINTER(_Network), *[c_void_p] * 3, *[c_int64] * 2]
         self.layers = torch.tensor(
@@ -221,10 +221,11 @@ class Compiled(Dense):
         losses: Tensor,
         step_size: float,
         d_hat: Tensor | None = None,
+        gradient: Tensor | None = None,
     ) -> None:
         """A client takes so many steps before the next one does, so its parameters stay in the cache."""
-        if d_hat is not None and self.task.weight_decay:
-            super().descend_all(v, batches, losses, step_size, d_hat)
+        if self.task.weight_decay and not (d_hat is None and gradient is None):
+            super().descend_all(v, batches, losses, step_size, d_hat, gradient)
             return
         inverse = None
         if d_hat is not None:  # it is the same for a round, where all clients share it
@@ -234,7 +235,8 @@ class Compiled(Dense):
         how, batches = How(1.0 - step_size * self.task.weight_decay, -step_size), iter(batches)
         together = 1 if self.task.resident is None else STEPS
         while some := list(islice(batches, together)):
-            self._steps(v, v, some, losses, how, inverse)
+            self._steps(v, v, some, losses, how, inverse, gradient)
+            gradient = None
 
     def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How) -> Tensor:
         losses = v.new_zeros(len(v))
@@ -249,12 +251,17 @@ class Compiled(Dense):
         losses: Tensor,
         how: How,
         inverse: Tensor | None = None,
+        gradient: Tensor | None = None,
     ) -> None:
-        """`_walk`, with the losses added up; inverse (clients, d): what gradients are multiplied by, entry by entry."""
-        strides = (0 if inverse is None else inverse.stride(0), to.stride(0))
-        vectors = map(_pointer, (v, inverse, to, losses))
+        """`_walk`, with the losses added up.
+
+        inverse (clients, d): what gradients are multiplied by, entry by entry. gradient (clients, d): where it is
+        given, it becomes the first batch's.
+        """
+        vectors = (v, inverse, to, gradient)
+        strides = [0 if vector is None else vector.stride(0) for vector in vectors]
         with self._networks(batches) as networks:
-            self.native.steps(networks, len(batches), *vectors, v.stride(0), *strides, *how)
+            self.native.steps(networks, len(batches), *map(_pointer, (*vectors, losses)), *strides, *how)
 
     def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
         product = torch.empty_like(v, memory_format=torch.contiguous_format)

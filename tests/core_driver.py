@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from twin import Draws, LeastSquares, Settings, Vector
 
-from fedscale_local.client_step import LocalResult, probe, scaled_local_steps
-from fedscale_local.curvature import SIGNED, STATISTICS, Batch, Oracle
+from fedscale_local.client_step import LocalResult, Measure, probe, scaled_local_steps
+from fedscale_local.curvature import MEASURED, SIGNED, Batch, Oracle
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.server_step import client_weights, combine, displacement, mix, weighted_sum
 
@@ -107,8 +107,10 @@ def run_core(
     probes = s.start == "statistic" and not (from_server or by_step or scaling.is_identity)
     signed = s.statistic in SIGNED
 
-    def measure(v: Tensor, batch: Any, gradient: Tensor) -> Tensor:
-        return STATISTICS[s.statistic](oracle, v, batch, gradient, batch.z)
+    if s.statistic in MEASURED:
+        measure = Measure(beside=lambda v, batch: MEASURED[s.statistic](oracle, v, batch, batch.z))  # type: ignore[attr-defined]
+    else:
+        measure = Measure(of_gradient=lambda gradient: gradient)
 
     def probe_at(x: Tensor, clients: list[int]) -> list[Tensor]:
         if not stacked:

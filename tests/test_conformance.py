@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from twin import RULES, Draws, LeastSquares, Settings
 
-from fedscale_local.client_step import probe, scaled_local_steps
-from fedscale_local.curvature import STATISTICS, Batch, Oracle, rademacher
+from fedscale_local.client_step import Measure, probe, scaled_local_steps
+from fedscale_local.curvature import MEASURED, Batch, Oracle, rademacher
 from fedscale_local.randomness import generator
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.server_step import client_weights, combine, weighted_sum
@@ -55,9 +55,8 @@ class Quadratic(Oracle):
         return self.a.expand_as(v)
 
 
-def of_gradient(v: Tensor, batch: Any, gradient: Tensor) -> Tensor:
-    """The gradient statistic."""
-    return gradient.clone()
+of_gradient = Measure(of_gradient=Tensor.clone)
+"""The gradient statistic."""
 
 
 def vectors(rng: np.random.Generator, *shape: int) -> Tensor:
@@ -225,13 +224,13 @@ def test_5_the_shared_probe_measures_the_mean_hessian(seed: int) -> None:
 
     oracles: list[Any] = [OfOne(h) for h in hessians]
     empty = noise(torch.zeros(5))
-    own = [STATISTICS["hutchinson"](oracle, z, empty, z, z) for oracle in oracles]
+    own = [MEASURED["hutchinson"](oracle, z, empty, z) for oracle in oracles]
     mean_hessian = weighted_sum(hessians, weights)
     combined = combine(own, weights, "square_of_mean", signed=True)
     torch.testing.assert_close(combined, z * (mean_hessian @ z), rtol=1e-12, atol=1e-12)
     # With a probe of its own for each client this does not hold.
     others = [z * torch.tensor([1.0, -1, 1, -1, 1]), z, -z * torch.tensor([1.0, 1, -1, 1, 1])]
-    apart = [STATISTICS["hutchinson"](o, z, empty, z, own) for o, own in zip(oracles, others, strict=True)]
+    apart = [MEASURED["hutchinson"](o, z, empty, own) for o, own in zip(oracles, others, strict=True)]
     wrong = combine(apart, weights, "square_of_mean", signed=True)
     assert not torch.allclose(wrong, z * (mean_hessian @ z), rtol=1e-3)
 
