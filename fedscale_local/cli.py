@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import fedscale_local
 from fedscale_local.errors import ConfigError, FedscaleError
+from fedscale_local.processes import uncollected
 
 PROGRAM = "fedscale-local"
 
@@ -125,7 +126,9 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(
                 override, "a single run has its directory from run_dir", "set run_dir, or add -m"
             )
-    return _run_one(resolve_run_dir(compose.config(parsed.overrides)))
+    with uncollected():
+        config = resolve_run_dir(compose.config(parsed.overrides))
+    return _run_one(config)
 
 
 def tune(arguments: list[str]) -> int:
@@ -151,7 +154,8 @@ def tune(arguments: list[str]) -> int:
 
 def _run_one(config: Any) -> int:
     """One run with its progress, then where things are and what was reached."""
-    from fedscale_local import experiment, progress
+    with uncollected():
+        from fedscale_local import experiment, progress
 
     with progress.follow(config.run_dir, config.num_rounds):
         run_dir = experiment.run(config)

@@ -182,7 +182,7 @@ INLINE void all_sums(rows x, int64_t count, const REAL *coefficient, int64_t acr
             {                                                                                                 \
                 REAL sum = 0;                                                                                 \
                 for (int64_t i = 0; i < count; i++)                                                           \
-                    sum += x.start[i * x.k + at] * own[i * across + unit * along];                                    \
+                    sum += x.start[i * x.k + at] * own[i * across + unit * along];                            \
                 apply(to, unit * x.k + at, sum);                                                              \
             }                                                                                                 \
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import os
 import shutil
 import signal
@@ -47,6 +48,18 @@ def keep_memory() -> None:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of malloc.h."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """What the body makes stays, as modules do: the collector, which would search all of it time and again, waits."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def inherited_path() -> str:
