@@ -20,7 +20,7 @@ from whole_runs import NATURAL, run, save_arrays
 
 from fedscale_local import native
 from fedscale_local.cli import main
-from fedscale_local.dense import Compiled, Dense, layers, make
+from fedscale_local.dense import LINE, Compiled, Dense, layers, make
 from fedscale_local.errors import FedscaleError
 from fedscale_local.tasks import Batch, Stacked, Task
 
@@ -129,6 +129,15 @@ def test_loss_gradient_and_step_are_those_of_torch(
         fast.descend_all(moved, [lying], losses, 0.3, d_hat)
         close(losses, loss)
         close(moved, before - 0.3 * (gradient if d_hat is None else gradient / d_hat))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_client_of_a_stack_begins_at_a_line_of_the_cache(dtype: torch.dtype) -> None:
+    _, fast = both(network(5, [3], 2, True), dtype)
+    x = torch.arange(fast.task.layout.size).to(dtype).expand(7, -1)
+    v = fast.start(x)
+    assert torch.equal(v, x) and all(row.data_ptr() % LINE == 0 for row in v)
 
 
 @needs_compiler
