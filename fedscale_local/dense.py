@@ -203,7 +203,7 @@ class Compiled(Dense):
         return super()._inputs(index) if self.task.resident is None else index
 
     def start(self, x: Tensor) -> Tensor:
-        """Each client's parameters begin at a cache line: products take half as long again where loads go over two."""
+        """Each client's parameters begin at a cache line: a load that goes over two is slow."""
         count, size = x.shape
         line = LINE // x.itemsize
         return x.new_empty(count, -(-size // line) * line)[:, :size].copy_(x)
