@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,16 +102,20 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
                 show(override), "a run is not tuned", "leave it out, or use fedscale-local tune"
             )
     with refusing(overrides):
-        container = OmegaConf.to_container(_composed(prepare(overrides)), resolve=True)
+        composed = _composed(*prepare(overrides))
+        keys = [key for key in composed if key not in ("hydra", "tune")]
+        container = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if key != "tune"}
+    return {str(key): value for key, value in container.items()}
 
 
-def _composed(prepared: list[str], with_hydra: bool = False) -> Any:
+@lru_cache(maxsize=1)
+def _composed(*prepared: str) -> Any:
+    """Hydra's own section is in it. Whether a run is a sweep is asked before it is composed: it is composed once."""
     import hydra
 
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return hydra.compose("config", prepared, return_hydra_config=with_hydra)
+        return hydra.compose("config", list(prepared), return_hydra_config=True)
 
 
 class Sweep(NamedTuple):
@@ -152,7 +157,7 @@ def taken_apart(overrides: Sequence[str]) -> tuple[list[str], list[str], Any]:
     prepared = prepare(overrides)
     parsed = OverridesParser.create().parse_overrides(prepared)
     single = [o for o, p in zip(prepared, parsed, strict=True) if not p.is_sweep_override()]
-    composed = _composed(single, with_hydra=True)
+    composed = _composed(*single)
     given = {key_of(override) for override in prepared}
     own = [f"{key}={value}" for key, value in (composed.hydra.sweeper.params or {}).items()]
     own = prepare([override for override in own if key_of(override) not in given])
@@ -177,7 +182,7 @@ def is_of_tune(override: str) -> bool:
 def sweeps_by_itself(overrides: Sequence[str]) -> bool:
     """Does the chosen experiment ask for a sweep (hydra.mode: MULTIRUN)?"""
     with refusing(overrides):
-        return str(_composed(prepare(overrides), with_hydra=True).hydra.mode).endswith("MULTIRUN")
+        return str(_composed(*prepare(overrides)).hydra.mode).endswith("MULTIRUN")
 
 
 def configs(jobs: Sequence[Sequence[str]]) -> list[Config]:

@@ -308,7 +308,7 @@ def test_cores_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     from omegaconf import OmegaConf
 
     def at_once(name: str, **keys: object) -> int | None:
-        config = compose._composed([f"hydra/launcher={name}"], with_hydra=True).hydra.launcher
+        config = compose._composed(f"hydra/launcher={name}").hydra.launcher
         return compose._at_once(OmegaConf.merge(config, keys), 3)
 
     assert (at_once("basic"), at_once("joblib", n_jobs=2), at_once("joblib", n_jobs=8)) == (1, 2, 3)

@@ -17,7 +17,6 @@ import torch
 
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.images import channel_statistics
-from fedscale_local.data.tables import read_table
 from fedscale_local.errors import DataError
 
 NEEDED, OPTIONAL = ("x", "y"), ("client", "x_test", "y_test", "client_test")
@@ -50,7 +49,7 @@ def arrays(data: Any) -> Dataset:
         raise DataError(
             where, f"x has examples of shape {x.shape[1:]}, x_test of {test_x.shape[1:]}", "make them alike"
         )
-    owners = np.unique(client) if client is not None else np.empty(0, np.int64)
+    owners, owner = (None, None) if client is None else np.unique(client, return_inverse=True)
     images = x.dtype == np.uint8 and x.ndim in (3, 4)
     stored, test_stored = (_tensor(part, images, where) for part in (x, test_x))
     if stored.dtype != test_stored.dtype:
@@ -66,8 +65,8 @@ def arrays(data: Any) -> Dataset:
         int(max(y.max(), test_y.max(initial=0))) + 1,
         mean,
         std,
-        client=None if client is None else np.searchsorted(owners, client),
-        test_client=None if client is None else _owners_of_test(owners, test_client, len(test_y), where),
+        client=owner,
+        test_client=None if owners is None else _owners_of_test(owners, test_client, len(test_y), where),
     )
 
 
@@ -97,6 +96,8 @@ def _unpickled(file: Any, name: str, where: str) -> np.ndarray:
 
 
 def _parquet(path: Path, where: str) -> dict[str, np.ndarray]:
+    from fedscale_local.data.tables import read_table  # whose library an .npz does not wait for
+
     table = read_table(path, list(NEEDED), others=True)
     unknown = sorted(set(table.column_names) - {*NEEDED, "client", "test"})
     if unknown:
