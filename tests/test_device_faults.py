@@ -35,6 +35,7 @@ LOOPED = ("engine.mode=looped", "engine.workers=1")
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("device_faults"),
     pytest.mark.timeout(1200),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc"),
 ]
@@ -136,7 +137,7 @@ def test_a_node_killed_in_a_round_is_missed_and_welcomed_back_and_one_that_stays
         until(lambda: len(lines(run_dir)) == 3)
         federation.start_node(nodes, back, NODES, federation.status(nodes)["address"])
 
-    settings = {"num_rounds": ROUNDS, "round_timeout": 45.0, "superlink.federation": str(nodes)}
+    settings = {"num_rounds": ROUNDS, "round_timeout": 90.0, "superlink.federation": str(nodes)}
     with meanwhile(trouble):
         found = run(run_dir, *OURS, "engine=superlink", **settings)
     assert [line["round"] for line in found.lines] == list(range(1, ROUNDS + 1))

@@ -57,6 +57,10 @@ pytestmark = [
 ]
 
 
+on_nodes = pytest.mark.xdist_group("engines_agree")
+"""One worker has the federation."""
+
+
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A federation with one node for each client; nothing of it is left afterwards."""
@@ -137,6 +141,7 @@ def test_ray_gives_the_same_bytes(
     assert (there[1] if there else run(tmp_path / "run", method, *ONE_WORKER)) == reference[method]
 
 
+@on_nodes
 @pytest.mark.parametrize("method", METHODS)
 def test_superlink_gives_the_same_bytes(
     method: str, reference: dict[str, Any], nodes: Path, tmp_path: Path
@@ -198,6 +203,7 @@ def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
     assert outcome(run_dir) == reference[LOCAL]
 
 
+@on_nodes
 def test_secure_aggregation_gives_the_same_bytes_everywhere(nodes: Path, tmp_path: Path) -> None:
     """Masks are others in each run, and on devices from processes that end after each stage; the sum is the same."""
     METHODS["secure"], small = ["strategy=fedavg", "secure=secagg"], {"num_rounds": 1, "clients_per_round": 3}
@@ -216,6 +222,7 @@ def test_the_methods_differ(reference: dict[str, tuple[bytes, ...]]) -> None:
     assert len(set(reference.values())) == len(METHODS)
 
 
+@on_nodes
 def test_keys_of_a_federation_are_their_owners_alone(nodes: Path) -> None:
     secrets = [nodes / "ca.key", nodes / "server.key", nodes / "superexec.secret"]
     secrets += [nodes / "nodes" / str(node) / "key" for node in range(CLIENTS)]

@@ -28,6 +28,7 @@ PROBLEM += ["clients_per_round=null", "checkpoint_every=1"]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("remote_server"),
     pytest.mark.timeout(900),
     pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc"),
 ]

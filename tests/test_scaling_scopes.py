@@ -27,7 +27,7 @@ def _loaded() -> ModuleType:
 
 
 scopes = _loaded()
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scaling_scopes")]
 LONG, SHORT = scopes.SMALL.lengths
 Distances = dict[tuple[str, int, float], float]
 
