@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import fedscale_local
 from fedscale_local.errors import ConfigError, FedscaleError
-from fedscale_local.processes import uncollected
+from fedscale_local.processes import lasting
 
 PROGRAM = "fedscale-local"
 
@@ -126,7 +126,7 @@ def run(arguments: list[str]) -> int:
             raise ConfigError(
                 override, "a single run has its directory from run_dir", "set run_dir, or add -m"
             )
-    with uncollected():
+    with lasting():
         config = resolve_run_dir(compose.config(parsed.overrides))
     return _run_one(config)
 
@@ -154,7 +154,7 @@ def tune(arguments: list[str]) -> int:
 
 def _run_one(config: Any) -> int:
     """One run with its progress, then where things are and what was reached."""
-    with uncollected():
+    with lasting():
         from fedscale_local import experiment, progress
 
     with progress.follow(config.run_dir, config.num_rounds):

@@ -56,6 +56,7 @@ from fedscale_local.engines.workers import apart
 from fedscale_local.errors import ConfigError, DataError, InputError, RunDirError, StorageError
 from fedscale_local.instantiate import locate
 from fedscale_local.local_rule import PLAIN, LocalRule, Setting
+from fedscale_local.processes import uncollected
 from fedscale_local.randomness import generator
 from fedscale_local.scaling import Scaling
 from fedscale_local.tasks import Task
@@ -508,7 +509,8 @@ def _carry_out(experiment: Experiment, work: Work, after: int = 0) -> Path:
     with trackers.follow(experiment.config, after):
         _to_the_end(run_dir, work)
     try:
-        reports.write(run_dir)
+        with uncollected():
+            reports.write(run_dir)
     except OSError as error:
         raise StorageError(run_dir / "report.html", error.strerror or str(error)) from error
     return run_dir

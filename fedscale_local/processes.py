@@ -52,7 +52,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """What the body makes stays, as modules do: the collector, which would search all of it time and again, waits."""
+    """Much of what the body makes is needed to its end: the collector, which would search all of it in vain, waits."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -60,6 +60,14 @@ def uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """What the body makes stays, as modules do: the collector never searches it, not even when the process ends."""
+    with uncollected():
+        yield
+        gc.freeze()
 
 
 def inherited_path() -> str:
