@@ -149,7 +149,7 @@ def _descend(
         oracle.descend_all(v, batches, losses, step_size, d_hat)
         return None
     if measure.of_gradient is not None:
-        gradient = torch.empty_like(v)
+        gradient = oracle.empty_like(v)
         oracle.descend_all(v, batches, losses, step_size, d_hat, gradient)
         return measure.of_gradient(gradient)
     assert measure.beside is not None

@@ -41,6 +41,10 @@ class Oracle(Protocol):
     def start(self, x: Tensor) -> Tensor:
         """The working copy v of x on which the steps act in place."""
 
+    def empty_like(self, v: Tensor) -> Tensor:
+        """Place for vectors that the client sends, as many as v (..., d) has."""
+        return torch.empty_like(v)
+
     def finish(self, v: Tensor) -> Tensor:
         """What the steps have made of it, or a gradient, which stays when another client starts."""
 

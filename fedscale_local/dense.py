@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedscale_local import native
+from fedscale_local import native, outbox
 from fedscale_local.models.dense import Affine
 from fedscale_local.tasks import Batch, Stacked, Task
 
@@ -203,10 +203,12 @@ class Compiled(Dense):
         return super()._inputs(index) if self.task.resident is None else index
 
     def start(self, x: Tensor) -> Tensor:
-        """Each client's parameters begin at a cache line: a load that goes over two is slow."""
-        count, size = x.shape
-        line = LINE // x.itemsize
-        return x.new_empty(count, -(-size // line) * line)[:, :size].copy_(x)
+        return self.empty_like(x).copy_(x)
+
+    def empty_like(self, v: Tensor) -> Tensor:
+        """Each client's vector begins at a cache line: a load that goes over two is slow."""
+        (count, size), line = v.shape, LINE // v.itemsize
+        return outbox.empty((count, -(-size // line) * line), v.dtype)[:, :size]
 
     def _map(self, function: Any, v: Tensor, batch: Batch, *more: Tensor, **options: Any) -> Any:
         if not batch.x.is_floating_point():

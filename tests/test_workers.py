@@ -16,16 +16,20 @@ from typing import Any
 import pytest
 import torch
 
+from fedscale_local import outbox
 from fedscale_local.engines.workers import Workers
 from fedscale_local.processes import KEEPS_MEMORY
 
 
 def work(shared: torch.Tensor, item: Any) -> Any:
-    """What the workers do: an item is a number to add, "die", or a tensor to double."""
+    """What the workers do: an item is a number to add, "die", a size to fill with ones, or a tensor to double."""
     if item == "die":
         os._exit(9)
     if item == "hang":
         time.sleep(100_000)
+    if isinstance(item, tuple):
+        rows = outbox.empty(item, torch.float32).fill_(1.0)
+        return {"beside": torch.full(item[1:], 2.0), "rows": list(rows), "place": rows.data_ptr()}
     if isinstance(item, dict):
         return {"doubled": item["tensor"] * 2, "same": [item["tensor"]] * 3, "empty": torch.zeros(0)}
     return shared + item, os.getpid()
@@ -101,6 +105,28 @@ def test_tensors_cross_without_a_change(workers: Workers, dtype: torch.dtype) ->
     assert all(torch.equal(part, tensor) for part in result["same"])
     assert result["empty"].shape == (0,)
     result["doubled"].add_(1)  # what came over is writable
+
+
+@pytest.mark.parametrize("size", [1 << 30, 4096, 60_000])
+def test_what_is_made_in_the_outbox_crosses_without_a_copy(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both processes have the memory at one address: there it is read. Where there is no room, it crosses as ever."""
+    monkeypatch.setattr("fedscale_local.engines.workers.SHARED_BYTES", size)
+    workers, held = Workers(1, work, torch.arange(4.0)), []
+    try:
+        for _ in range(3):
+            first, second = workers.map([(3, 1024), (2, 2048)], [1.0, 1.0], died)
+            held += [*first["rows"], *second["rows"]]
+            for result, (count, length) in ((first, (3, 1024)), (second, (2, 2048))):
+                assert torch.equal(torch.stack(result["rows"]), torch.ones(count, length))
+                assert torch.equal(result["beside"], torch.full((length,), 2.0))
+                places = [row.data_ptr() - result["place"] for row in result["rows"]]
+                if size == 1 << 30:
+                    assert places == [4 * length * row for row in range(count)]
+    finally:
+        workers.close()
+    assert all(bool((row == 1).all()) for row in held)
 
 
 def test_a_worker_that_dies_costs_its_own_items(workers: Workers) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedscale_local import outbox
 from fedscale_local.errors import FedscaleError
 
 Work = Callable[[Any, Any], Any]
@@ -59,7 +60,8 @@ class _End:
     """
 
     def __init__(self, connection: Connection, mine: mmap.mmap, theirs: mmap.mmap) -> None:
-        self.connection, self.mine, self.theirs = connection, mine, theirs
+        self.connection, self.theirs = connection, theirs
+        self.mine = np.frombuffer(mine, dtype=np.uint8)
         self.start = 0
         self.received: list[tuple[int, weakref.ref[np.ndarray]]] = []
 
@@ -80,15 +82,30 @@ class _End:
         _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(message)
         places: list[tuple[int | None, int]] = []  # start and end, or none and how many bytes follow
         for raw in (buffer.raw() for buffer in buffers):
-            end = self.start + raw.nbytes
-            if end <= len(self.mine):
-                self.mine[self.start : end] = raw
-                places.append((self.start, end))
-                self.start = _aligned(end)
-            else:
-                places.append((None, raw.nbytes))
-                rest.append(raw)
+            numbers = np.frombuffer(raw, dtype=np.uint8)
+            start = _address(numbers) - _address(self.mine)
+            if not 0 <= start < self.start:  # it was not made there
+                start = self.start
+                if (room := self._taken(raw.nbytes)) is None:
+                    places.append((None, raw.nbytes))
+                    rest.append(raw)
+                    continue
+                room[:] = numbers
+            places.append((start, start + raw.nbytes))
         return stream.getvalue(), places
+
+    def _taken(self, num_bytes: int) -> np.ndarray | None:
+        """So much of this end's memory from its start on, which goes behind it; None where there is not so much."""
+        end = self.start + num_bytes
+        if end > len(self.mine):
+            return None
+        room, self.start = self.mine[self.start : end], _aligned(end)
+        return room
+
+    def room(self, num_bytes: int) -> Tensor | None:
+        """Memory to make numbers in that are to be sent (outbox.py)."""
+        found = self._taken(num_bytes)
+        return None if found is None else torch.from_numpy(found)
 
     def receive(self) -> list[Any]:
         """What the other end sent: this program too, forked from one process."""
@@ -123,6 +140,10 @@ def _line() -> tuple[_End, _End]:
     except OSError:
         down, up = (mmap.mmap(-1, mmap.PAGESIZE, flags=flags) for _ in range(2))
     return _End(here, down, up), _End(there, up, down)
+
+
+def _address(numbers: np.ndarray) -> int:
+    return int(numbers.__array_interface__["data"][0])
 
 
 def _aligned(end: int) -> int:
@@ -227,6 +248,7 @@ def _serve(end: _End, other_end: _End, begin: Callable[[], None], work: Work, sh
             sign, signal.SIG_IGN
         )  # an interrupt is the parent's to handle, which then ends this process
     torch.set_num_threads(1)
+    outbox.use(end.room)
     begin()
     try:
         while True:
