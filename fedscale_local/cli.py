@@ -107,15 +107,17 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--cfg", choices=["job"], help="print the configuration instead of running it")
     parsed = parser.parse_intermixed_args(arguments)
 
-    from fedscale_local import compose
-    from fedscale_local.config import resolve_run_dir, to_container
+    with lasting():
+        from fedscale_local import compose
+        from fedscale_local.config import resolve_run_dir, to_container
 
+        is_sweep = parsed.multirun or compose.sweeps_by_itself(parsed.overrides)
     if parsed.cfg:
         import yaml
 
         print(yaml.safe_dump(to_container(compose.config(parsed.overrides)), sort_keys=False), end="")
         return 0
-    if parsed.multirun or compose.sweeps_by_itself(parsed.overrides):
+    if is_sweep:
         from fedscale_local import sweep
 
         return sweep.run(compose.sweep(parsed.overrides), parsed.force)
