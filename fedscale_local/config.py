@@ -29,6 +29,7 @@ from fedscale_local.config_sending import Sending
 from fedscale_local.config_strategies import StrategyConfig, Target
 from fedscale_local.config_tracking import TrackingConfig
 from fedscale_local.errors import ConfigError, RunDirError
+from fedscale_local.processes import uninterrupted
 
 
 class LocalWork(Section):
@@ -310,7 +311,8 @@ def from_container(container: Mapping[str, Any]) -> Config:
 
 def to_container(config: Config) -> dict[str, Any]:
     """Plain dicts, lists and scalars: what `from_container` reads and config.yaml shows."""
-    return config.model_dump(mode="json", by_alias=True)
+    with uninterrupted():  # pydantic asks for discriminators, and warns of whatever is raised there
+        return config.model_dump(mode="json", by_alias=True)
 
 
 FREE = (

@@ -105,6 +105,28 @@ def ending_after(seconds: float | None) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """An interrupt that comes meanwhile comes afterwards: for what would swallow it, as a library does that calls
+    Python and takes whatever is raised there for one of its own errors."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if callable(signal.getsignal(number))
+    }
+    try:
+        yield
+    finally:
+        for held, handler in before.items():
+            signal.signal(held, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 class TooLate(BaseException):
     """What `interrupted_after` raises; no Exception, so that nobody takes it for one of theirs."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -279,3 +280,23 @@ def test_every_key_of_the_documentation_is_there() -> None:
         partition.alpha eval_every checkpoint_every engine.mode engine.workers"""
     assert set(public.split()) <= keys
     assert json.loads(to_json(compose.config())).keys() == {key.partition(".")[0] for key in keys}
+
+
+def test_an_interrupt_while_a_configuration_is_written_down_comes_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pydantic calls Python for a discriminator, and makes a warning of what is raised there: the run would go on."""
+    found = compose.config([])
+    whole, written = to_container(found), list[dict[str, Any]]()
+
+    def interrupted(self: Config, **options: Any) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGINT)
+        written.append(dump(self, **options))
+        return written[-1]
+
+    dump = Config.model_dump
+    monkeypatch.setattr(Config, "model_dump", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        to_container(found)
+    assert written == [whole]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
