@@ -1,7 +1,6 @@
 """What the server does, and the Flower ServerApp that it does it in.
 
-A process that Flower starts begins with this package and often ends with its first message. Nothing is collected while
-it is imported: that is a third of its time.
+A process that Flower starts for a run begins with this package. Nothing is collected while it is imported, as in clients.
 """
 
 from fedscale_local.processes import lasting
