@@ -96,18 +96,18 @@ def scaled_local_steps(
     batch, or, together with `memory`, for a client's own D that is refreshed before each step and then used.
     rule, state: what else the client does, and the vectors that it does it with.
     """
-    v, state = oracle.start(x), {**(state or {}), "x": x}
-    rule.begin(state, v)
-    if momentum:
-        buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
     is_unseen = rule is PLAIN and not momentum and scaling.rho is None and memory is None
     is_unseen = is_unseen and (d_hat is None or oracle.divides)
-    statistic = None
-    losses = v.new_zeros(v.shape[:-1])
+    state, statistic, losses = {**(state or {}), "x": x}, None, x.new_zeros(x.shape[:-1])
     taken: list[Any] = []
     batches = _noted(batches, taken)
     if is_unseen:
-        statistic = _descend(oracle, v, batches, losses, step_size, d_hat, measure)
+        v, statistic = _descend(oracle, x, batches, losses, step_size, d_hat, measure)
+    else:
+        v = oracle.start(x)
+        rule.begin(state, v)
+    if momentum:
+        buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
     for batch in batches:
         rows = batch.rows
         here = v[rows]
@@ -128,7 +128,7 @@ def scaled_local_steps(
             assert buffer is not None
             b = buffer[rows].mul_(momentum).add_(b)
         scaling.step_(here, b, of_rows(d_hat, rows, v.dim()), step_size)
-    params, steps = oracle.finish(v), v.new_zeros(v.shape[:-1])
+    params, steps = oracle.finish(v), torch.zeros_like(losses)
     for rows, same in groupby(taken):
         steps[rows].add_(len(list(same)))
     rule.end(state, params, steps.unsqueeze(-1))
@@ -137,26 +137,24 @@ def scaled_local_steps(
 
 def _descend(
     oracle: Oracle,
-    v: Tensor,
+    x: Tensor,
     batches: Iterator[Batch],
     losses: Tensor,
     step_size: float,
     d_hat: Tensor | None,
     measure: Measure | None,
-) -> Tensor | None:
-    """All steps, of which nothing is seen but the first batch's statistic, where that is measured: that statistic."""
+) -> tuple[Tensor, Tensor | None]:
+    """The working copy after all steps, which nobody sees, and the first batch's statistic, where that is wanted."""
     if measure is None:
-        oracle.descend_all(v, batches, losses, step_size, d_hat)
-        return None
+        return oracle.descend_all(x, batches, losses, step_size, d_hat), None
     if measure.of_gradient is not None:
-        gradient = oracle.empty_like(v)
-        oracle.descend_all(v, batches, losses, step_size, d_hat, gradient)
-        return measure.of_gradient(gradient)
+        gradient = oracle.empty_like(x)
+        v = oracle.descend_all(x, batches, losses, step_size, d_hat, gradient)
+        return v, measure.of_gradient(gradient)
     assert measure.beside is not None
-    first = next(batches)
+    first, v = next(batches), oracle.start(x)
     statistic = measure.beside(v, first)
-    oracle.descend_all(v, chain([first], batches), losses, step_size, d_hat)
-    return statistic
+    return oracle.descend_all(v, chain([first], batches), losses, step_size, d_hat), statistic
 
 
 def _noted(batches: Iterable[Batch], taken: list[Any]) -> Iterator[Batch]:

@@ -65,17 +65,19 @@ class Oracle(Protocol):
 
     def descend_all(
         self,
-        v: Tensor,
+        x: Tensor,
         batches: Iterable[Batch],
         losses: Tensor,
         step_size: float,
         d_hat: Tensor | None = None,
         gradient: Tensor | None = None,
-    ) -> None:
-        """Such a step for each batch, one after the other; what each loses at its v is added to losses (...,).
+    ) -> Tensor:
+        """The working copy of x after such a step for each batch, one after the other, of which there is one at least.
 
-        gradient (..., d): where it is given, it becomes that of the first batch, which all clients take.
+        What each loses at its v is added to losses (...,). All clients take the first; gradient (..., d): where it is
+        given, it becomes that one's.
         """
+        v = self.start(x)
         for batch in batches:
             here, own = v[batch.rows], of_rows(d_hat, batch.rows, v.dim())
             if gradient is None:
@@ -86,6 +88,7 @@ class Oracle(Protocol):
                 gradient = None
                 _step(here, found, step_size, own)
             losses[batch.rows].add_(loss)
+        return v
 
     def gradient_at(self, point: Tensor, batch: Batch) -> Tensor:
         """The mini-batch gradient (..., d) at another point than the working copy; what `gradient` gave stays."""

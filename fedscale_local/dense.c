@@ -29,6 +29,13 @@ enum { LANES = BYTES / sizeof(REAL), UNITS = 6, CHUNK = 4096 / sizeof(REAL) };
 #define WRITE(place) (*(loose *)(place))
 /* For a number of times that is known here, without a loop: so what it counts through stays in registers. */
 #define EACH(i, count) _Pragma("GCC unroll 8") for (int64_t i = 0; i < (count); i++)
+/* What is read from memory once and used more often: a compiler may have it read again for each use, but a core can do
+   fewer reads at once than products take. */
+#ifdef __AVX__
+#define KEEP(value) __asm__("" : "+v"(value))
+#else
+#define KEEP(value)
+#endif
 /* STRIP, whatever that is where this stands, for the m units from j on. */
 #define STRIPS                         \
     for (; j <= m - UNITS; j += UNITS) \
@@ -70,6 +77,7 @@ INLINE void products(rows x, int64_t i, const REAL *w, const REAL *bias, REAL *z
         EACH(j, units)
         {
             lanes weight = READ(w + j * x.k + at);
+            KEEP(weight);
             EACH(e, examples) sum[e][j] += seen[e] * weight;
         }
     }
@@ -337,8 +345,8 @@ static REAL descend(const network *net, int64_t client, change all)
     }
 }
 
-/* The same for all clients, and for one mini-batch after the other, with losses (c) added up. Where there is more than
-   one, `to` is v. A later one may be of fewer clients, the first of them. The gradient is multiplied by `inverse` where
+/* The same for all clients, and for one mini-batch after the other, with losses (c) added up: from v to `to`, and then in
+   `to`'s place. A later one may be of fewer clients, the first of them. The gradient is multiplied by `inverse` where
    that is given; that of the first mini-batch is written to `gradient` where that is. v, inverse, to and gradient are c
    vectors, so far from one to the next. */
 void steps(const network *nets, int64_t count, const REAL *v, const REAL *inverse, REAL *to, REAL *gradient, REAL *losses,
@@ -348,6 +356,7 @@ void steps(const network *nets, int64_t count, const REAL *v, const REAL *invers
         change all = {v + client * v_stride, inverse, to + client * to_stride, gradient, keep, scale};
         for (const network *net = nets; net < nets + count && client < net->c; net++) {
             losses[client] += descend(net, client, all);
+            all.v = all.to;
             all.gradient = 0;
         }
         inverse += inverse_stride;

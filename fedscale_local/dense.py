@@ -218,27 +218,30 @@ class Compiled(Dense):
 
     def descend_all(
         self,
-        v: Tensor,
+        x: Tensor,
         batches: Iterable[Batch],
         losses: Tensor,
         step_size: float,
         d_hat: Tensor | None = None,
         gradient: Tensor | None = None,
-    ) -> None:
-        """A client takes so many steps before the next one does, so its parameters stay in the cache."""
+    ) -> Tensor:
+        """A client takes so many steps before the next one does, so its parameters stay in the cache.
+
+        The first step is the copy: from x, which most often is one vector for all of them, to the client's own.
+        """
         if self.task.weight_decay and not (d_hat is None and gradient is None):
-            super().descend_all(v, batches, losses, step_size, d_hat, gradient)
-            return
-        inverse = None
+            return super().descend_all(x, batches, losses, step_size, d_hat, gradient)
+        v, inverse = self.empty_like(x), None
         if d_hat is not None:  # it is the same for a round, where all clients share it
             if self.inverse is None or self.inverse[0] is not d_hat:
                 self.inverse = d_hat, d_hat.reciprocal()
-            inverse = self.inverse[1].expand_as(v)
+            inverse = self.inverse[1].expand_as(x)
         how, batches = How(1.0 - step_size * self.task.weight_decay, -step_size), iter(batches)
         together = 1 if self.task.resident is None else STEPS
         while some := list(islice(batches, together)):
-            self._steps(v, v, some, losses, how, inverse, gradient)
-            gradient = None
+            self._steps(x, v, some, losses, how, inverse, gradient)
+            x, gradient = v, None
+        return v
 
     def _walk(self, v: Tensor, to: Tensor, batch: Batch, how: How) -> Tensor:
         losses = v.new_zeros(len(v))

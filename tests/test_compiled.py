@@ -117,16 +117,18 @@ def test_loss_gradient_and_step_are_those_of_torch(
     for d_hat in (None, own[0], own):
         ends = []
         for oracle in (slow, fast):  # clients that have fewer steps come last
-            moved, losses = v.clone(), v.new_zeros(len(v))
+            losses = v.new_zeros(len(v))
             batches = [oracle.batch(some, []) for some in (rows, rows[: 1 + len(rows) // 2], rows[:1])]
             first = torch.empty_like(v)
-            oracle.descend_all(moved, batches, losses, 1e-4, d_hat, first)  # so that rounding does not grow
+            moved = oracle.descend_all(
+                v, batches, losses, 1e-4, d_hat, first
+            )  # so that rounding does not grow
             close(first, gradient)
             ends.append((moved, losses))
         for found, wanted in zip(*ends, strict=True):
             close(found, wanted)
-        moved, losses = v.clone(), v.new_zeros(len(v))
-        fast.descend_all(moved, [lying], losses, 0.3, d_hat)
+        losses = v.new_zeros(len(v))
+        moved = fast.descend_all(v, [lying], losses, 0.3, d_hat)
         close(losses, loss)
         close(moved, before - 0.3 * (gradient if d_hat is None else gradient / d_hat))
 

@@ -90,11 +90,9 @@ def test_a_step_is_measured_with_all_its_products() -> None:
     sizes: list[float] = []
     walk = dense.Compiled.descend_all
 
-    def descend_all(
-        self: Any, v: Any, batches: Any, losses: Any, step_size: float, d_hat: Any = None
-    ) -> None:
+    def descend_all(self: Any, x: Any, batches: Any, losses: Any, step_size: float, d_hat: Any = None) -> Any:
         sizes.append(step_size)
-        walk(self, v, batches, losses, step_size, d_hat)
+        return walk(self, x, batches, losses, step_size, d_hat)
 
     with patch.object(dense.Compiled, "descend_all", descend_all):
         built = experiment.build(configured(*SMALL))
