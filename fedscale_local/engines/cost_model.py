@@ -40,7 +40,8 @@ SIZES = {"stacked": (4, 8, 16, 32, 64), "compiled": (2, 4, 8, 16, 32, 64)}
 STACK_NUMBERS = 2_000_000
 """Parameters of all clients of a stack together, beyond the smallest: what a cache may hold."""
 GAIN = 1.1
-"""How much faster than client after client a way must be; and a stack that is so much slower ends the search."""
+"""How much faster than client after client a way must be; and a stack by torch.func that is so much slower ends the
+search."""
 TRIAL_SECONDS = 0.5
 """What the smallest stack may take to be tried, if it is no faster than client after client: then it is arithmetic."""
 DISPATCH = 1 / 3
@@ -91,8 +92,8 @@ def choose(experiment: Experiment) -> tuple[Way, dict[str, float]]:
             # What a stack costs beside its steps is not measured, so a larger one need not be much faster.
             if best is None or seconds[way] * (GAIN if best.stack_size == 1 else 1.0) < seconds[best]:
                 best = way
-            elif way.stack_size > 1 and seconds[way] > GAIN * seconds[best]:
-                break  # a larger one is slower still
+            elif way.mode == "stacked" and seconds[way] > GAIN * seconds[best]:
+                break  # a larger one is slower still; of what is compiled that is said by chance alone
     assert best is not None
     return best, {str(way): found for way, found in seconds.items() if found < float("inf")}
 
