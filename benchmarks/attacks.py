@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import torch
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, lifecycle
 from fedscale_local.config import from_container
 
 CLIENTS, SHARE, MAX_NORM = 20, 0.3, 0.3
@@ -102,7 +102,7 @@ def trial(out: Path, plan: Plan, partition: str, attack: str, defence: str, seed
     if not (folder / "model.safetensors").exists():
         own = {"seed": seed, "num_rounds": plan.num_rounds, "run_dir": str(folder)}
         with patch("fedscale_local.reports.write"):  # nobody reads hundreds of reports
-            experiment.run(from_container({**composed(partition, attack, defence), **own}))
+            lifecycle.run(from_container({**composed(partition, attack, defence), **own}))
     last = json.loads((folder / "rounds.jsonl").read_text().splitlines()[-1])
     return Trial(partition, attack, defence, seed, 100 * last["test_accuracy"])
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine, save
-from fedscale_local import compose, experiment, reports
+from fedscale_local import compose, lifecycle, reports
 
 
 def seconds(overrides: list[str], every: int) -> float:
@@ -24,7 +24,7 @@ def seconds(overrides: list[str], every: int) -> float:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         config = compose.config([*overrides, f"checkpoint_every={every}", f"run_dir={folder}/run"])
         began = time.perf_counter()
-        experiment.run(config)
+        lifecycle.run(config)
         return time.perf_counter() - began
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, lifecycle
 
 SEEDS = range(5)
 T_95 = 2.776
@@ -33,7 +33,7 @@ ARMS = {
 def lines(overrides: Sequence[str], run_dir: Path) -> list[dict[str, Any]]:
     """The rounds of one run; a finished one is read and not run again."""
     if not (run_dir / "model.safetensors").exists():
-        experiment.run(
+        lifecycle.run(
             compose.config(["experiment=quickstart", "eval_every=1000000", *overrides, f"run_dir={run_dir}"])
         )
     return [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import gemm_peak, machine, save, wait
-from fedscale_local import compose, experiment, reports
+from fedscale_local import compose, lifecycle, reports
 from fedscale_local.models import dense, resnet
 
 CLASSES, STEP_SIZE, WARM = 10, 0.02, 2
@@ -94,7 +94,7 @@ def ours(work: Work, data: Path, device: str, more: list[str]) -> tuple[list[flo
             "eval_every=1000000", "eval_clients=false", "checkpoint_every=0", "engine.workers=1",
             f"engine.device={device}", f"run_dir={run_dir}", *more,
         ]  # fmt: skip
-        experiment.run(compose.config(overrides))
+        lifecycle.run(compose.config(overrides))
         ends = [json.loads(line)["ended_at"] for line in (run_dir / "timing.jsonl").read_text().splitlines()]
         last = json.loads((run_dir / "rounds.jsonl").read_text().splitlines()[-1])
         chosen: dict[str, Any] = json.loads((run_dir / "manifest.json").read_text())["engine"]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from fedscale_local import compose, experiment, reports
+from fedscale_local import compose, lifecycle, reports
 
 SMALL = (
     "data=synthetic data.dimension=10 data.num_classes=4 num_clients=12 clients_per_round=8 num_rounds=20 "
@@ -77,9 +77,9 @@ def torment(name: str, kills: int, folder: Path, draw: random.Random) -> tuple[i
 
     def start(run_dir: Path) -> Callable[[], object]:
         if (run_dir / "manifest.json").exists():
-            return lambda: experiment.resume(run_dir)
+            return lambda: lifecycle.resume(run_dir)
         shutil.rmtree(run_dir, ignore_errors=True)  # killed before it was a run
-        return lambda: experiment.run(config.model_copy(update={"run_dir": str(run_dir)}))
+        return lambda: lifecycle.run(config.model_copy(update={"run_dir": str(run_dir)}))
 
     whole, killed = folder / "whole", folder / "killed"
     began = time.monotonic()

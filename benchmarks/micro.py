@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.machine import machine, save
 from clients.training import ClientUpdate, Order
-from fedscale_local import compose, experiment, reports
+from fedscale_local import compose, lifecycle, reports
 from fedscale_local.experiment import Experiment
 
 CLIENTS, ROUNDS = 100, 12
@@ -58,7 +58,7 @@ def microseconds_a_client(overrides: list[str]) -> float:
     """Median over the rounds after the first two."""
     parts = ("configure_seconds", "clients_seconds", "aggregate_seconds")
     with tempfile.TemporaryDirectory() as folder, patch("clients.client_app.train", at_once):
-        experiment.run(compose.config([*WORK, *overrides, f"run_dir={folder}/run"]))
+        lifecycle.run(compose.config([*WORK, *overrides, f"run_dir={folder}/run"]))
         lines = [
             json.loads(line) for line in (Path(folder) / "run" / "timing.jsonl").read_text().splitlines()
         ]

@@ -27,7 +27,7 @@ from unittest.mock import patch
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from fedscale_local import compose, experiment, federation
+from fedscale_local import compose, federation, lifecycle
 from fedscale_local.config import Config, to_json
 from fedscale_local.engines import flower_command
 from fedscale_local.engines.in_process import InProcessGrid
@@ -70,7 +70,7 @@ def objects(config: Config) -> tuple[Traffic, list[bytes]]:
 
     with tempfile.TemporaryDirectory() as place, patch.object(InProcessGrid, "send_and_receive", counting):
         engine = compose.config(["engine.mode=looped", "engine.workers=1"]).engine
-        run_dir = experiment.run(config.model_copy(update={"engine": engine, "run_dir": f"{place}/run"}))
+        run_dir = lifecycle.run(config.model_copy(update={"engine": engine, "run_dir": f"{place}/run"}))
         return Traffic(up[0], down[0]), outcome(run_dir)
 
 
@@ -112,8 +112,8 @@ def _resident(process: int) -> float:
 
 COMMAND = """
 import sys
-from fedscale_local import config, experiment
-experiment.run(config.from_json(sys.stdin.read()))
+from fedscale_local import config, lifecycle
+lifecycle.run(config.from_json(sys.stdin.read()))
 """
 
 

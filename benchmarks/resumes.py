@@ -30,7 +30,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.kills import results, strategies
-from fedscale_local import compose, experiment, federation, reports
+from fedscale_local import compose, federation, lifecycle, reports
 from fedscale_local.engines import flower_command
 from fedscale_local.errors import FedscaleError
 
@@ -51,10 +51,10 @@ def unequal(name: str, engine: Sequence[str], folder: Path) -> bool:
     others = [override for override in overrides if not override.startswith("engine.")]
     here, there = compose.config(overrides), compose.config([*others, *engine] if engine else overrides)
     whole, stopped = folder / "whole", folder / "stopped"
-    experiment.run(here.model_copy(update={"run_dir": str(whole)}))
-    experiment.run(there.model_copy(update={"run_dir": str(stopped), "num_rounds": 1}))
+    lifecycle.run(here.model_copy(update={"run_dir": str(whole)}))
+    lifecycle.run(there.model_copy(update={"run_dir": str(stopped), "num_rounds": 1}))
     for round in [*range(2, ROUNDS + 1), ROUNDS]:
-        experiment.resume(stopped, there.model_copy(update={"run_dir": str(stopped), "num_rounds": round}))
+        lifecycle.resume(stopped, there.model_copy(update={"run_dir": str(stopped), "num_rounds": round}))
     return results(stopped) != results(whole)
 
 

@@ -24,7 +24,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.machine import machine, save
-from fedscale_local import compose, experiment, reports
+from fedscale_local import compose, lifecycle, reports
 
 EXAMPLES, FEATURES, CLASSES = 200_000, 64, 10
 POPULATION, CLIENTS, STEPS, BATCH = 2000, 100, 10, 10
@@ -65,7 +65,7 @@ def seconds_of_a_round(data: Path, key: str, value: int, num_rounds: int) -> flo
     """Median over the rounds after the first, in which workers are forked."""
     with tempfile.TemporaryDirectory() as folder:
         config = compose.config([*settings(data, key, value, num_rounds), f"run_dir={folder}/run"])
-        experiment.run(config)
+        lifecycle.run(config)
         lines = (Path(folder) / "run" / "timing.jsonl").read_text().splitlines()
         return statistics.median(json.loads(line)["round_seconds"] for line in lines[1:])
 
@@ -86,7 +86,7 @@ def whole_scale(data: Path) -> dict[str, Any]:
         overrides = [o for o in overrides if not o.startswith("clients_per_round=")]
         config = compose.config([*overrides, "clients_per_round=1000", f"run_dir={folder}/run"])
         began = time.perf_counter()
-        experiment.run(config)
+        lifecycle.run(config)
         took = time.perf_counter() - began
     own, of_a_worker = (
         resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

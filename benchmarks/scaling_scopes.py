@@ -30,7 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from fedscale_local import compose, experiment, plots
+from fedscale_local import compose, lifecycle, plots
 from fedscale_local.config import from_container
 from fedscale_local.plots.lines import power_of_ten
 from fedscale_local.plots.style import PALETTE, STYLE
@@ -122,7 +122,7 @@ def trial(out: Path, method: str, seed: int, local_steps: int, length: float, tr
         client = {**container["client"], "local_steps": local_steps, "step_size": step_size}
         own = {"seed": seed, "num_rounds": num_rounds, "run_dir": str(folder), "client": client}
         with patch("fedscale_local.reports.write"):  # nobody reads hundreds of reports
-            experiment.run(from_container({**container, **own}))
+            lifecycle.run(from_container({**container, **own}))
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     distances = [line.get("distance") for line in lines]
     spent = sum(

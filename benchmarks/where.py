@@ -27,7 +27,7 @@ import torch
 from benchmarks.machine import gemm_peak, machine, save
 from benchmarks.peers import work as works
 from benchmarks.peers.__main__ import OURS, arrays, gflop, overrides
-from fedscale_local import compose, experiment, reports, rounds
+from fedscale_local import compose, lifecycle, reports, rounds
 
 UNSEEN = 2
 """The first rounds, in which memory is taken and what is kept is made."""
@@ -86,7 +86,7 @@ def profile(folder: Path, work: works.Work, scaling: str) -> pstats.Stats:
         patch.object(reports, "write", lambda run_dir: run_dir),
     ):
         asked = [*overrides(folder, work, Path(place) / "run", scaling), "engine.workers=1"]
-        experiment.run(compose.config(asked))
+        lifecycle.run(compose.config(asked))
     return pstats.Stats(profiler)
 
 

@@ -8,6 +8,7 @@ from (seed, "probe", round), sampled labels from (seed, "labels", round, client)
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -105,11 +106,16 @@ def train(experiment: Experiment, cohort: Sequence[Order]) -> list[Outcome]:
         if not any(isinstance(outcome, ClientError) for outcome in outcomes):
             log.warning("a stack of %d clients had to be done one by one: %s", len(cohort), reason)
         return outcomes
-    return [_finite(order, update) for order, update in zip(cohort, updates, strict=True)]
+    return [_finite(experiment, order, update) for order, update in zip(cohort, updates, strict=True)]
 
 
-def _finite(order: Order, update: ClientUpdate) -> Outcome:
-    """The update, unless a number in it is none: such a client has failed, and must not keep what it computed."""
+def _finite(experiment: Experiment, order: Order, update: ClientUpdate) -> Outcome:
+    """The update, unless a number in it is none: such a client has failed, and must not keep what it computed.
+
+    Where it keeps nothing, and its loss is a number, that is left to who receives it, and looks at all of it anyway.
+    """
+    if not experiment.clients_keep_state and math.isfinite(update.loss):
+        return update
     vectors = {"model": update.params, "statistic": update.statistic, "momentum": update.momentum}
     vectors |= {"D": update.memory and update.memory.value, **update.state}
     for name, vector in vectors.items():

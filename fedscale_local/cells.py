@@ -148,16 +148,16 @@ def _held_against(limits: Limits | None, run_dir: Path, config: Config) -> None:
 
 
 def _work(run_dir: Path, config: Config) -> None:
-    from fedscale_local import experiment, progress
+    from fedscale_local import lifecycle, progress
 
     with progress.follow(run_dir, config.num_rounds):
         if (run_dir / "manifest.json").exists():
-            experiment.resume(run_dir, config)
+            lifecycle.resume(run_dir, config)
             return
         if run_dir.exists():  # killed before it was a run
             with locks.hold(run_dir):
                 shutil.rmtree(run_dir)
-        experiment.run(config)
+        lifecycle.run(config)
 
 
 def identify(configs: list[str]) -> list[dict[str, Any]]:

@@ -157,10 +157,10 @@ def tune(arguments: list[str]) -> int:
 def _run_one(config: Any) -> int:
     """One run with its progress, then where things are and what was reached."""
     with lasting():
-        from fedscale_local import experiment, progress
+        from fedscale_local import lifecycle, progress
 
     with progress.follow(config.run_dir, config.num_rounds):
-        run_dir = experiment.run(config)
+        run_dir = lifecycle.run(config)
     return _tell_results(run_dir)
 
 
@@ -196,10 +196,10 @@ def resume(arguments: list[str]) -> int:
 
     config = compose.again(run_dir.head(Path(parsed.run_dir))[0], parsed.overrides)
 
-    from fedscale_local import experiment, progress
+    from fedscale_local import lifecycle, progress
 
     with progress.follow(parsed.run_dir, config.num_rounds):
-        experiment.resume(Path(parsed.run_dir), config, parsed.accept_changes)
+        lifecycle.resume(Path(parsed.run_dir), config, parsed.accept_changes)
     return _tell_results(Path(parsed.run_dir))
 
 

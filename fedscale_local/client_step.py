@@ -68,7 +68,9 @@ def _in_host_memory(value: Any) -> Any:
 
 def probe(oracle: Oracle, x: Tensor, batch: Batch, measure: Measure) -> Tensor:
     """The statistic at x on one mini-batch, no step taken."""
-    v = oracle.start(x)
+    v = oracle.at(x)
+    if measure.beside is not None:
+        return measure.beside(v, batch)
     _, gradient = oracle.gradient(v, batch)
     return measure(v, batch, gradient)
 
@@ -152,9 +154,9 @@ def _descend(
         v = oracle.descend_all(x, batches, losses, step_size, d_hat, gradient)
         return v, measure.of_gradient(gradient)
     assert measure.beside is not None
-    first, v = next(batches), oracle.start(x)
-    statistic = measure.beside(v, first)
-    return oracle.descend_all(v, chain([first], batches), losses, step_size, d_hat), statistic
+    first = next(batches)
+    statistic = measure.beside(oracle.at(x), first)
+    return oracle.descend_all(x, chain([first], batches), losses, step_size, d_hat), statistic
 
 
 def _noted(batches: Iterable[Batch], taken: list[Any]) -> Iterator[Batch]:

@@ -41,6 +41,10 @@ class Oracle(Protocol):
     def start(self, x: Tensor) -> Tensor:
         """The working copy v of x on which the steps act in place."""
 
+    def at(self, x: Tensor) -> Tensor:
+        """x as a point to take derivatives at, which stays as it is."""
+        return self.start(x)
+
     def empty_like(self, v: Tensor) -> Tensor:
         """Place for vectors that the client sends, as many as v (..., d) has."""
         return torch.empty_like(v)

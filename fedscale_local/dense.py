@@ -269,7 +269,7 @@ class Compiled(Dense):
             self.native.steps(networks, len(batches), *map(_pointer, (*vectors, losses)), *strides, *how)
 
     def hessian_vector(self, v: Tensor, batch: Batch, z: Tensor) -> Tensor:
-        product = torch.empty_like(v, memory_format=torch.contiguous_format)
+        product = self.empty_like(v)
         with self._networks([batch]) as networks:
             self.native.along(networks, *map(_pointer, (v, z, product)), v.stride(0), product.stride(0))
         return self._decayed(product, z)

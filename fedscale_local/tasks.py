@@ -466,6 +466,9 @@ class Stacked(Oracle):
         """The x of a batch of these training examples (n,)."""
         return self.task.inputs_of(index)
 
+    def at(self, x: Tensor) -> Tensor:
+        return x
+
     def start(self, x: Tensor) -> Tensor:
         """The stack's own copy of x (clients, d)."""
         return x.clone(memory_format=torch.contiguous_format)

@@ -13,8 +13,9 @@ from fedscale_local import flower_adapter as adapter
 from fedscale_local import parcels, rounds
 from fedscale_local.config_strategies import FlowerStrategy
 from fedscale_local.errors import ConfigError, RunDirError
-from fedscale_local.experiment import Experiment, begin, build, config_of, planned
+from fedscale_local.experiment import Experiment, build, config_of, planned
 from fedscale_local.instantiate import instantiate
+from fedscale_local.lifecycle import begin
 from fedscale_local.processes import guarded_folder
 from strategies.base import FederatedStrategy
 from strategies.savic import Savic

@@ -23,7 +23,7 @@ from whole_runs import NATURAL, Run, configured, run, save_arrays
 
 import clients.client_app
 from clients.client_app import answer
-from fedscale_local import attacks, cli, compose, experiment, run_dir, wire
+from fedscale_local import attacks, cli, compose, experiment, lifecycle, run_dir, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import to_json
 from fedscale_local.config_attack import COLLUDING
@@ -134,7 +134,7 @@ def test_neither_workers_nor_a_stop_change_a_byte(name: str, arrays: Path, tmp_p
     assert small(tmp_path / "two", arrays, name, **some, engine__workers=2).bytes == whole.bytes
     part = small(tmp_path / "part", arrays, name, **some, num_rounds=2)
     shutil.copy(whole.run_dir / "config.yaml", part.run_dir / "config.yaml")
-    experiment.resume(part.run_dir)
+    lifecycle.resume(part.run_dir)
     assert Run(part.run_dir, [], {}).bytes == whole.bytes
 
 
@@ -274,4 +274,4 @@ def test_what_does_not_fit_is_refused(
 def test_a_run_with_colluding_clients_is_not_carried_on_elsewhere(arrays: Path, tmp_path: Path) -> None:
     small(tmp_path / "run", arrays, "alie")
     with pytest.raises(ConfigError, match="attack=alie"):
-        compose.again(experiment.run_dirs.head(tmp_path / "run")[0], ["engine=ray"])
+        compose.again(run_dir.head(tmp_path / "run")[0], ["engine=ray"])

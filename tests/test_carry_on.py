@@ -17,7 +17,7 @@ import yaml
 from gauntlet import STRATEGIES
 from whole_runs import configured
 
-from fedscale_local import checkpoint, cli, disk, experiment, identity, locks, rounds
+from fedscale_local import checkpoint, cli, disk, experiment, identity, lifecycle, locks, rounds
 from fedscale_local.errors import RunDirError
 
 TINY = (
@@ -40,7 +40,7 @@ def without_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def run(name: str, *overrides: str, **settings: object) -> Path:
-    return experiment.run(configured(*TINY, *overrides, settings={"run_dir": name, **settings}))
+    return lifecycle.run(configured(*TINY, *overrides, settings={"run_dir": name, **settings}))
 
 
 def results(run_dir: Path) -> tuple[bytes, bytes]:
@@ -175,7 +175,7 @@ def test_lines_that_were_lost_are_done_again() -> None:
     file = Path("run/rounds.jsonl")
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:4], lines[4].replace(b"3", b"4")]))
-    experiment.resume(Path("run"))
+    lifecycle.resume(Path("run"))
     assert results(Path("run")) == results(whole)
     notes = manifest(Path("run"))["resumed"][0]["notes"]  # type: ignore[index]
     assert "rounds.jsonl does not hold the rounds before it" in notes[0]
@@ -262,7 +262,7 @@ def test_a_failure_says_how_to_carry_on_and_the_run_can(capsys: pytest.CaptureFi
     assert told[0].endswith("carry on with: fedscale-local resume run")
     found = checkpoint.newest(Path("run")).checkpoint
     assert found is not None and found.round == 3
-    experiment.resume(Path("run"))
+    lifecycle.resume(Path("run"))
     assert results(Path("run")) == results(whole)
 
 
@@ -272,7 +272,7 @@ def test_two_runs_that_chose_one_directory_do_not_mix() -> None:
     before = results(Path("run"))
     built = experiment.build(config)
     with pytest.raises(RunDirError, match="another run has just been there"):
-        experiment.begin(built, {}, lambda: None)
+        lifecycle.begin(built, {}, lambda: None)
     assert results(Path("run")) == before
 
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 from whole_runs import configured
 
-from fedscale_local import checkpoint, disk, experiment
+from fedscale_local import checkpoint, disk, lifecycle
 from fedscale_local.checkpoint_writer import Writer
 from fedscale_local.config import Config
 from fedscale_local.errors import FedscaleError, StorageError
@@ -122,7 +122,7 @@ def every_call(faults: dict[Callable[..., Any], int], tmp_path: Path, step: int)
     counting, whole = Calls(), tmp_path / "whole"
     short = {"num_rounds": 2, "checkpoint_keep": 1}
     with one_after_the_other(counting):
-        experiment.run(config_in(whole, **short))
+        lifecycle.run(config_in(whole, **short))
     cases, run_dir = 0, tmp_path / "run"
     for at in range(0, counting.made, step):
         for fault, status in faults.items():
@@ -130,7 +130,7 @@ def every_call(faults: dict[Callable[..., Any], int], tmp_path: Path, step: int)
 
             def faulty(at: int = at, fault: Callable[..., Any] = fault) -> None:
                 with one_after_the_other(Calls(at, fault)):
-                    experiment.run(config_in(run_dir, **short))
+                    lifecycle.run(config_in(run_dir, **short))
 
             ended = in_a_child(faulty)
             if not (run_dir / "manifest.json").exists():  # nothing was begun: one begins anew
@@ -138,7 +138,7 @@ def every_call(faults: dict[Callable[..., Any], int], tmp_path: Path, step: int)
                 continue
             assert ended == status, (at, fault.__name__)
             with one_after_the_other(Calls()):
-                experiment.resume(run_dir)
+                lifecycle.resume(run_dir)
             assert results(run_dir) == results(whole), (at, fault.__name__)
             assert not list(run_dir.glob("checkpoints/*.part"))
             cases += 1
@@ -183,7 +183,7 @@ def test_a_disk_that_is_full_is_one_message_and_the_run_goes_on_when_there_is_ro
     assert len(told) == 1 and "No space left on device" in told[0] and told[0].endswith("resume run")
     assert "Traceback" not in done.stderr
     with patch("fedscale_local.reports.write"):
-        whole = experiment.run(config_in(tmp_path / "whole", num_rounds=300))
+        whole = lifecycle.run(config_in(tmp_path / "whole", num_rounds=300))
     assert done.stdout.encode() == (whole / "rounds.jsonl").read_bytes()
 
 
@@ -199,27 +199,27 @@ def test_files_that_may_grow_no_further_are_one_message(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
         try:
-            experiment.run(config_in(run_dir, num_rounds=300))
+            lifecycle.run(config_in(run_dir, num_rounds=300))
         except StorageError as error:
             assert "File too large" in str(error) and "resume" in error.__notes__[0]
             raise
 
     assert in_a_child(limited) == 1
     with patch("fedscale_local.reports.write"):
-        experiment.resume(run_dir)
-        whole = experiment.run(config_in(tmp_path / "whole", num_rounds=300))
+        lifecycle.resume(run_dir)
+        whole = lifecycle.run(config_in(tmp_path / "whole", num_rounds=300))
     assert results(run_dir) == results(whole)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere: permissions mean nothing to it")
 def test_permission_that_is_lost_is_one_message(tmp_path: Path) -> None:
     with patch("fedscale_local.reports.write"):
-        run_dir = experiment.run(config_in(tmp_path / "run"))
+        run_dir = lifecycle.run(config_in(tmp_path / "run"))
         (run_dir / "checkpoints").chmod(0o500)
         with pytest.raises(StorageError, match="Permission denied"):
-            experiment.resume(run_dir, config_in(run_dir, num_rounds=6))
+            lifecycle.resume(run_dir, config_in(run_dir, num_rounds=6))
         (run_dir / "checkpoints").chmod(0o700)
-        experiment.resume(run_dir)
+        lifecycle.resume(run_dir)
 
 
 def test_a_write_that_failed_is_raised_at_the_next_checkpoint_or_the_end_and_never_lost(
@@ -240,7 +240,7 @@ def test_a_write_that_failed_is_raised_at_the_next_checkpoint_or_the_end_and_nev
             pytest.raises(StorageError, match="no luck"),
             one_after_the_other(Calls()),
         ):
-            experiment.run(config_in(run_dir))
+            lifecycle.run(config_in(run_dir))
         assert not (run_dir / "model.safetensors").exists()
 
 
@@ -266,6 +266,6 @@ def test_a_disk_that_is_slow_holds_up_no_round(tmp_path: Path) -> None:
         patch.object(disk, "append", watched),
         patch("fedscale_local.reports.write"),
     ):
-        experiment.run(config_in(run_dir))
+        lifecycle.run(config_in(run_dir))
     assert written[0] in (1, 2, 3) and written[-1] == 4 and len(written) <= 2
     assert checkpoint.newest(run_dir).checkpoint is not None

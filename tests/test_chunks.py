@@ -24,7 +24,7 @@ from touchy_model import RAISE, SLEEP, SPOIL
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
 from clients.client_app import app
-from fedscale_local import checkpoint, chunk, experiment, wire
+from fedscale_local import checkpoint, chunk, experiment, lifecycle, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import run_dir as run_dirs
 from fedscale_local.config import from_container, to_json
@@ -107,7 +107,7 @@ def in_chunks(
     grid, built = Nodes(run_config, nodes, spoil), experiment.build(config)
     context = adapter.new_context(1, {}, run_config)
     with patch("fedscale_local.reports.write"):
-        experiment.begin(built, ray.choose(built, {}), lambda: server_app.app(grid, context))
+        lifecycle.begin(built, ray.choose(built, {}), lambda: server_app.app(grid, context))
     lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     return Run(run_dir, lines, {}), grid
 
@@ -218,7 +218,7 @@ def test_a_run_in_chunks_is_carried_on_with_what_its_clients_kept(arrays: Path, 
 
     longer = from_container(run_dirs.head(got.run_dir)[0]).model_copy(update={"num_rounds": 3})
     with patch("fedscale_local.reports.write"), patch("fedscale_local.engines.ray.run", again):
-        experiment.resume(got.run_dir, longer)
+        lifecycle.resume(got.run_dir, longer)
     assert len(nodes.sent) == 1, "only round 3 was left to do"
     assert got.bytes == reference.bytes
 

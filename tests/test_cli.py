@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import fedscale_local
-from fedscale_local import cli, compose, experiment
+from fedscale_local import cli, compose, lifecycle
 from fedscale_local.config import from_container
 from fedscale_local.errors import ClientError
 
@@ -158,7 +158,7 @@ def test_a_failure_is_one_message_and_a_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(experiment, "run", raises(error))
+    monkeypatch.setattr(lifecycle, "run", raises(error))
     assert cli.main(["run", *TINY.split()]) == status
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("round ")]
     assert lines == [f"fedscale-local: {message}"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, lifecycle
 from fedscale_local.scaling import Scaling
 
 SMALL = (
@@ -40,7 +40,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
     """The lines of rounds.jsonl of a small run; the probe's bytes taken off round 1 and kept beside."""
-    experiment.run(compose.config([*SMALL, *overrides, f"run_dir={run_dir}"]))
+    lifecycle.run(compose.config([*SMALL, *overrides, f"run_dir={run_dir}"]))
     lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     for way in ("up", "down"):
         lines[0][f"bytes_{way}"] -= lines[0].get(f"probe_bytes_{way}", 0)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from whole_runs import configured
 
-from fedscale_local import checkpoint, experiment
+from fedscale_local import checkpoint, lifecycle
 from fedscale_local.data.arrays import arrays
 from fedscale_local.errors import DataError
 
@@ -75,8 +75,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "engine.workers=1",
             settings={"num_rounds": 3, "run_dir": str(place)},
         )
-        experiment.run(first)
-        experiment.resume(place, first.model_copy(update={"num_rounds": 4}))
+        lifecycle.run(first)
+        lifecycle.resume(place, first.model_copy(update={"num_rounds": 4}))
     assert len(list(place.glob("checkpoints/*"))) == 4
     return place
 

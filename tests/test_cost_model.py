@@ -18,7 +18,7 @@ from compiler import needs_compiler
 from torch import Tensor, nn
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
-from fedscale_local import dense, experiment, user_cache
+from fedscale_local import dense, experiment, lifecycle, user_cache
 from fedscale_local.engines import cost_model
 from fedscale_local.errors import ConfigError
 
@@ -232,7 +232,7 @@ def test_a_run_goes_on_in_the_way_it_began(
     tried = machine({"looped 1": 1.0, "compiled 2": 1e-4, "stacked 4": 1e-4} | dict.fromkeys(_LARGER, 1.0))
     config = configured(*SMALL, settings={"run_dir": str(begun.run_dir)})
     with patch("fedscale_local.reports.write"):
-        experiment.resume(begun.run_dir, config)
+        lifecycle.resume(begun.run_dir, config)
     assert engine(begun)["mode"] == "looped" and not tried
     assert Run(begun.run_dir, [], {}).bytes == whole.bytes
 

@@ -17,7 +17,7 @@ import pytest
 import touchy_model
 from whole_runs import configured, save_arrays
 
-from fedscale_local import experiment, federation, processes
+from fedscale_local import federation, lifecycle, processes
 
 CLIENTS = 4
 LOCAL = "savic, local"
@@ -102,7 +102,7 @@ def run(run_dir: Path, method: str, *engine: str, **settings: Any) -> tuple[byte
         patch("tempfile.tempdir", str(outside)),
         patch("fedscale_local.processes.end", noting),
     ):
-        experiment.run(config)
+        lifecycle.run(config)
     if "engine.mode=looped" not in engine:
         assert ended, "the run had processes of its own"
     assert not [process for process in ended if processes.is_alive(process)]
@@ -199,7 +199,7 @@ def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
     (run_dir / "model.safetensors").unlink()
     (run_dir / "checkpoints" / "round-000003.json").unlink()
     with patch("fedscale_local.reports.write"):
-        experiment.resume(run_dir)
+        lifecycle.resume(run_dir)
     assert outcome(run_dir) == reference[LOCAL]
 
 

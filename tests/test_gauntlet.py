@@ -22,7 +22,7 @@ from twin import Softmax
 from twins_base import FullBatch
 from whole_runs import NATURAL, Run, run, save_arrays
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, lifecycle
 from fedscale_local.engines.in_process import InProcessGrid
 from fedscale_local.randomness import generator
 from fedscale_local.tasks import Looped
@@ -140,7 +140,7 @@ def test_a_run_carried_on_from_any_round_ends_with_the_same_bytes(
     for stop in (1, 3, ROUNDS):
         part = small(tmp_path / f"part-{stop}", arrays, name, checkpoint_every=1, num_rounds=stop)
         shutil.copy(whole.run_dir / "config.yaml", part.run_dir / "config.yaml")
-        experiment.resume(part.run_dir)
+        lifecycle.resume(part.run_dir)
         for file in ("rounds.jsonl", "model.safetensors"):
             assert (part.run_dir / file).read_bytes() == (whole.run_dir / file).read_bytes()
 

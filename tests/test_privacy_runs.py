@@ -19,7 +19,7 @@ from gauntlet import STRATEGIES
 from torch import Tensor
 from whole_runs import NATURAL, Run, run, save_arrays
 
-from fedscale_local import experiment, privacy, rounds, wire
+from fedscale_local import experiment, lifecycle, privacy, rounds, wire
 from fedscale_local import run_dir as run_dirs
 from fedscale_local.engines.in_process import InProcessGrid
 from fedscale_local.errors import RunDirError
@@ -155,7 +155,7 @@ def test_the_noise_is_made_for_the_target(kind: str, multiplier: float, arrays: 
     assert told["kind"] == kind and told["noise_source"] == "seed"
     with pytest.raises(RunDirError, match="num_rounds was 4, is 6"):
         config = experiment.from_container(run_dirs.head(finished.run_dir)[0])
-        experiment.resume(finished.run_dir, config.model_copy(update={"num_rounds": 6}))
+        lifecycle.resume(finished.run_dir, config.model_copy(update={"num_rounds": 6}))
 
 
 def test_a_mismatch_of_sampler_and_accountant_is_told(
@@ -350,7 +350,7 @@ def test_a_run_carried_on_has_lost_as_much_privacy(
     for stop in (1, 3):
         part = small(tmp_path / f"part-{stop}", arrays, *overrides, checkpoint_every=1, num_rounds=stop)
         shutil.copy(whole.run_dir / "config.yaml", part.run_dir / "config.yaml")
-        experiment.resume(part.run_dir)
+        lifecycle.resume(part.run_dir)
         for file in ("rounds.jsonl", "model.safetensors"):
             assert (part.run_dir / file).read_bytes() == (whole.run_dir / file).read_bytes()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, lifecycle
 
 SMALL = (
     "num_clients=12",
@@ -57,7 +57,7 @@ def results(run_dir: Path) -> tuple[bytes, bytes]:
 def test_resume_at_every_checkpoint_ends_with_the_same_bytes(
     overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
-    whole = experiment.run(compose.config([*SMALL, *overrides, f"run_dir={tmp_path / 'whole'}"]))
+    whole = lifecycle.run(compose.config([*SMALL, *overrides, f"run_dir={tmp_path / 'whole'}"]))
     for stop in (2, 4, 6):
         copy = tmp_path / f"stopped-{stop}"
         shutil.copytree(whole, copy)
@@ -65,18 +65,18 @@ def test_resume_at_every_checkpoint_ends_with_the_same_bytes(
         for kept in (copy / "checkpoints").iterdir():
             if int(kept.stem.removeprefix("round-")) > stop:
                 kept.unlink()
-        assert results(experiment.resume(copy)) == results(whole)
+        assert results(lifecycle.resume(copy)) == results(whole)
 
 
 def test_a_torn_checkpoint_is_passed_over_and_a_torn_line_forgotten(tmp_path: Path) -> None:
-    whole = experiment.run(compose.config([*SMALL, f"run_dir={tmp_path / 'whole'}"]))
+    whole = lifecycle.run(compose.config([*SMALL, f"run_dir={tmp_path / 'whole'}"]))
     copy = tmp_path / "torn"
     shutil.copytree(whole, copy)
     newest = copy / "checkpoints" / "round-000006.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     with (copy / "rounds.jsonl").open("a") as file:
         file.write('{"round": 7, "cli')
-    assert results(experiment.resume(copy)) == results(whole)
+    assert results(lifecycle.resume(copy)) == results(whole)
 
 
 def test_killed_and_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from whole_runs import configured
 
-from fedscale_local import disk, experiment
-from fedscale_local.config import Config
+from fedscale_local import disk, lifecycle, run_dir
+from fedscale_local.config import Config, from_container
 
 METHODS = {
     "savic": {"scaling": "adam"},
@@ -92,7 +92,7 @@ class Lives(RuleBasedStateMachine):
         key = (self.method, rounds)
         if key not in self.whole:
             place = self.folder / f"whole-{rounds}"
-            experiment.run(self.config(place, rounds))
+            lifecycle.run(self.config(place, rounds))
             self.whole[key] = self.results(place)
         return self.whole[key]
 
@@ -103,10 +103,10 @@ class Lives(RuleBasedStateMachine):
     def live(self, more: int = 0) -> None:
         if (self.run_dir / "manifest.json").exists():
             self.rounds += more
-            experiment.resume(self.run_dir, self.config(self.run_dir, self.rounds) if more else None)
+            lifecycle.resume(self.run_dir, self.config(self.run_dir, self.rounds) if more else None)
         else:
             shutil.rmtree(self.run_dir, ignore_errors=True)
-            experiment.run(self.config(self.run_dir, self.rounds))
+            lifecycle.run(self.config(self.run_dir, self.rounds))
 
     @rule(calls=st.integers(0, 120))
     def is_killed(self, calls: int) -> None:
@@ -134,7 +134,7 @@ class Lives(RuleBasedStateMachine):
 
     def check(self) -> None:
         # An extension that died before it was written down was none.
-        rounds = experiment.from_container(experiment.run_dirs.head(self.run_dir)[0]).num_rounds
+        rounds = from_container(run_dir.head(self.run_dir)[0]).num_rounds
         self.rounds = rounds
         assert self.results(self.run_dir) == self.left_alone(rounds)
 

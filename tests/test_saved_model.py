@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, experiment, lifecycle
 
 OVERRIDES = (
     "num_clients=4",
@@ -40,7 +40,7 @@ def test_the_saved_model_loads_strictly(tmp_path: Path) -> None:
     model = "model._target_=test_saved_model.PartlyFrozen"
     config = compose.config([*OVERRIDES, model, "strategy=fedavg", f"run_dir={tmp_path / 'run'}"])
     start = {name: t.clone() for name, t in experiment.build(config).task.module.state_dict().items()}
-    saved = load_file(experiment.run(config) / "model.safetensors")
+    saved = load_file(lifecycle.run(config) / "model.safetensors")
     PartlyFrozen().load_state_dict(saved)
     assert torch.equal(saved["body.weight"], start["body.weight"])
     assert not torch.equal(saved["head.weight"], start["head.weight"])
@@ -56,7 +56,7 @@ def test_how_it_does_on_each_client_is_told_unless_it_is_not_wanted(tmp_path: Pa
         "client.local_steps=2",
     )
     told, spared = (
-        experiment.run(compose.config([*overrides, f"eval_clients={wanted}", f"run_dir={tmp_path / wanted}"]))
+        lifecycle.run(compose.config([*overrides, f"eval_clients={wanted}", f"run_dir={tmp_path / wanted}"]))
         for wanted in ("true", "false")
     )
     assert not (spared / "clients.json").exists()

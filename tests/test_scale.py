@@ -14,10 +14,10 @@ import pytest
 MEASURED = """
 import json, re, resource, sys
 from pathlib import Path
-from fedscale_local import compose, experiment
+from fedscale_local import compose, lifecycle
 from unittest.mock import patch
 with patch("fedscale_local.reports.write"):
-    experiment.run(compose.config(sys.argv[1:]))
+    lifecycle.run(compose.config(sys.argv[1:]))
 # The kernel's ru_maxrss of a process begins with that of the one that started it; VmHWM does not.
 own = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 print(json.dumps([1024 * own, 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))

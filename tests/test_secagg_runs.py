@@ -17,8 +17,8 @@ from scipy import stats
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
 from clients import client_app
-from fedscale_local import experiment, wire
 from fedscale_local import flower_adapter as adapter
+from fedscale_local import lifecycle, wire
 from fedscale_local import run_dir as run_dirs
 from fedscale_local.config import from_container, to_container, to_json
 from fedscale_local.engines.in_process import FIRST_NODE, InProcessGrid
@@ -235,7 +235,7 @@ def test_a_resumed_run_ends_with_the_same_bytes_and_no_checkpoint_has_a_secret(
     )
     monkeypatch.setattr("fedscale_local.reports.write", lambda run_dir: None)
     config = from_container(run_dirs.head(half.run_dir)[0])
-    experiment.resume(half.run_dir, config.model_copy(update={"num_rounds": 2}))
+    lifecycle.resume(half.run_dir, config.model_copy(update={"num_rounds": 2}))
     for name in ("rounds.jsonl", "model.safetensors"):
         assert (half.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
     kept = (half.run_dir / "checkpoints" / "round-000002.json").read_text()

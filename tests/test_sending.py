@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from whole_runs import NATURAL, Run, run, save_arrays
 
-from fedscale_local import codecs, experiment
+from fedscale_local import codecs, lifecycle
 from fedscale_local.cli import main
 
 FEATURES, CLASSES = 30, 4
@@ -46,7 +46,7 @@ def test_a_run_carried_on_ends_with_the_same_bytes(name: str, arrays: Path, tmp_
     assert not any(line["failures"] for line in whole.lines)
     part = small(tmp_path / "part", arrays, *SENDINGS[name], **more, num_rounds=2)
     shutil.copy(whole.run_dir / "config.yaml", part.run_dir / "config.yaml")
-    experiment.resume(part.run_dir)
+    lifecycle.resume(part.run_dir)
     assert Run(part.run_dir, [], {}).bytes == whole.bytes
 
 

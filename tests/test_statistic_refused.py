@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedscale_local import compose, experiment
+from fedscale_local import compose, lifecycle
 from fedscale_local.errors import ConfigError
 
 OVERRIDES = ("num_clients=4", "clients_per_round=2", "num_rounds=1", "engine.workers=1")
@@ -46,13 +46,13 @@ def test_hessian_products_of_a_model_that_has_none_are_refused(rule: str, tmp_pa
     run_dir = tmp_path / "run"
     model = "model._target_=test_statistic_refused.DifferentiableOnce"
     with pytest.raises(ConfigError, match=r"scaling\.statistic=hutchinson: model=custom .*; set scaling"):
-        experiment.run(compose.config([*OVERRIDES, model, f"scaling={rule}", f"run_dir={run_dir}"]))
+        lifecycle.run(compose.config([*OVERRIDES, model, f"scaling={rule}", f"run_dir={run_dir}"]))
     assert not run_dir.exists()
 
 
 def test_the_same_model_trains_with_a_statistic_that_it_has(tmp_path: Path) -> None:
     model = "model._target_=test_statistic_refused.DifferentiableOnce"
-    run_dir = experiment.run(
+    run_dir = lifecycle.run(
         compose.config([*OVERRIDES, model, "scaling=adam", f"run_dir={tmp_path / 'run'}"])
     )
     assert (run_dir / "model.safetensors").exists()

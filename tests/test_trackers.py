@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from whole_runs import configured, run
 
-from fedscale_local import cli, experiment, run_dir, trackers
+from fedscale_local import cli, lifecycle, run_dir, trackers
 
 SMALL = [
     "data=quadratic",
@@ -115,14 +115,14 @@ def as_if_killed_after(folder: Path, checkpointed: int) -> None:
 def test_a_tracker_has_each_round_once_also_of_a_run_that_was_killed_and_extended(name: str) -> None:
     tracking, told = as_told(name)
     folder = run(Path("a"), *SMALL, *tracking, settings={"num_rounds": 4}).run_dir
-    experiment.resume(folder, configured(*SMALL, *tracking, settings={"num_rounds": 5}))
+    lifecycle.resume(folder, configured(*SMALL, *tracking, settings={"num_rounds": 5}))
     whole = of_records(folder)
     assert len(whole) == 5 and close(told(), whole)
     if name == "tensorboard":  # MLflow keeps what it was told before the kill, which were the same numbers
         as_if_killed_after(folder, 4)
-        experiment.resume(folder)
+        lifecycle.resume(folder)
         assert of_records(folder) == whole and close(told(), whole)
-    experiment.resume(folder, configured(*SMALL, *tracking, settings={"num_rounds": 7}))
+    lifecycle.resume(folder, configured(*SMALL, *tracking, settings={"num_rounds": 7}))
     assert len(of_records(folder)) == 7 and close(told(), of_records(folder))
 
 

@@ -17,7 +17,7 @@ from flwr.app import Context, Message
 from safetensors.numpy import load_file
 
 import clients.client_app
-from fedscale_local import compose, experiment, fresh
+from fedscale_local import compose, fresh, lifecycle
 from fedscale_local.config import Config, from_container
 from fedscale_local.errors import ClientError
 
@@ -70,7 +70,7 @@ def run(run_dir: Path, *overrides: str, settings: Mapping[str, Any] | None = Non
     """One run without its report, which takes longer than these runs and nobody looks at."""
     config = configured(*overrides, settings={**(settings or {}), "run_dir": str(run_dir)})
     with patch("fedscale_local.reports.write"):
-        experiment.run(config)
+        lifecycle.run(config)
     lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     return Run(run_dir, lines, load_file(run_dir / "model.safetensors"))
 
