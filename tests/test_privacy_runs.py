@@ -21,6 +21,7 @@ from whole_runs import NATURAL, Run, run, save_arrays
 
 from fedscale_local import experiment, lifecycle, privacy, rounds, wire
 from fedscale_local import run_dir as run_dirs
+from fedscale_local.config import from_container
 from fedscale_local.engines.in_process import InProcessGrid
 from fedscale_local.errors import RunDirError
 from fedscale_local.reports import facts
@@ -154,7 +155,7 @@ def test_the_noise_is_made_for_the_target(kind: str, multiplier: float, arrays: 
     assert 3.0 - 1e-3 < finished.lines[-1]["epsilon"] <= 3.0
     assert told["kind"] == kind and told["noise_source"] == "seed"
     with pytest.raises(RunDirError, match="num_rounds was 4, is 6"):
-        config = experiment.from_container(run_dirs.head(finished.run_dir)[0])
+        config = from_container(run_dirs.head(finished.run_dir)[0])
         lifecycle.resume(finished.run_dir, config.model_copy(update={"num_rounds": 6}))
 
 
@@ -243,7 +244,7 @@ def test_one_client_moves_all_of_a_rounds_vectors_by_one_bound(
 
 
 def experiment_has_probe(run_dir: Path) -> bool:
-    return experiment.build(experiment.from_container(run_dirs.head(run_dir)[0])).has_probe
+    return experiment.build(from_container(run_dirs.head(run_dir)[0])).has_probe
 
 
 @pytest.mark.parametrize(
@@ -407,7 +408,7 @@ def test_messages_in_codecs_are_clipped_after_decoding(arrays: Path, tmp_path: P
             tmp_path / kind, arrays, "strategy=fedavg", f"privacy={kind}", clients_per_round=None, **more
         )
         assert not finished.lines[0]["failures"]
-        task = experiment.build(experiment.from_container(run_dirs.head(finished.run_dir)[0])).task
+        task = experiment.build(from_container(run_dirs.head(finished.run_dir)[0])).task
         start = task.named(task.initial_params, task.initial_buffers)
         moved = math.sqrt(
             sum(float(((start[n].numpy() - t) ** 2).sum()) for n, t in finished.tensors.items())
