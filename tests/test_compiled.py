@@ -120,9 +120,8 @@ def test_loss_gradient_and_step_are_those_of_torch(
             losses = v.new_zeros(len(v))
             batches = [oracle.batch(some, []) for some in (rows, rows[: 1 + len(rows) // 2], rows[:1])]
             first = torch.empty_like(v)
-            moved = oracle.descend_all(
-                v, batches, losses, 1e-4, d_hat, first
-            )  # so that rounding does not grow
+            small = 1e-4  # so that rounding does not grow
+            moved = oracle.descend_all(v, batches, losses, small, d_hat, first)
             close(first, gradient)
             ends.append((moved, losses))
         for found, wanted in zip(*ends, strict=True):
