@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedscale_local import disk, fresh, locks, pruning
-from fedscale_local.config import Config, from_json
+from fedscale_local import run_dir as run_dirs
+from fedscale_local.config import EVALUATED, Config, from_json
+from fedscale_local.errors import RunDirError
 from fedscale_local.processes import is_alive
 from fedscale_local.pruning import Limits
 
@@ -51,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 def state(cell: Cell) -> State:
-    """What its directory says; a run that is done has its report, too."""
+    """What its directory says; a run that is done has its report, too, and the evaluation that is asked for."""
     try:
         manifest = json.loads((cell.run_dir / "manifest.json").read_bytes())
         ended = str(manifest["exit"])
@@ -61,9 +63,19 @@ def state(cell: Cell) -> State:
         curve = pruning.curve_of(pruning.read(cell.run_dir), cell.limits.metric)
         if pruning.verdict(curve, cell.limits) is not None:
             return "pruned"  # else it was by other limits, and goes on
-    if ended == "done" and (cell.run_dir / "report.html").exists():
+    if ended == "done" and (cell.run_dir / "report.html").exists() and _evaluated_as_asked(cell):
         return "done"
     return "failed" if ended.startswith("failed") or attempted(cell) else "half"
+
+
+def _evaluated_as_asked(cell: Cell) -> bool:
+    """Was its last model looked at as this sweep wants it? That decides no bytes of the run, and is done after it."""
+    try:
+        saved, _ = run_dirs.head(cell.run_dir)
+    except RunDirError:
+        return False
+    asked = json.loads(cell.config)
+    return all(saved.get(key) == asked[key] for key in EVALUATED)
 
 
 def is_settled(cell: Cell) -> bool:

@@ -315,12 +315,12 @@ def to_container(config: Config) -> dict[str, Any]:
         return config.model_dump(mode="json", by_alias=True)
 
 
+EVALUATED = ("eval_clients", "eval_personal_steps", "eval_personal_step_size")
+"""Keys that decide what is asked of the last model, after the last round."""
 FREE = (
     "num_rounds",
     "run_dir",
-    "eval_clients",
-    "eval_personal_steps",
-    "eval_personal_step_size",
+    *EVALUATED,
     "checkpoint_every",
     "checkpoint_keep",
     "round_timeout",

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedscale_local import data
+from fedscale_local import data, user_code
 from fedscale_local.config import Config, decisive, to_container
 from fedscale_local.config_messages import show
 from fedscale_local.data import partition as partitions
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
 from fedscale_local.errors import InputError
-from fedscale_local.instantiate import locate
+from fedscale_local.instantiate import TARGET, locate
 
 if TYPE_CHECKING:
     from fedscale_local.experiment import Experiment
@@ -189,18 +189,24 @@ def _sum_of_code(config: Config) -> str:
 
 
 def _code_of_user(config: Config) -> Iterator[Path]:
-    """The file of each module that the configuration names by an import path."""
+    """The files of each module that the configuration names by an import path, and of what it imports."""
     for target in _targets(config):
         locate(target)
         parts = target.replace(":", ".").split(".")
         prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
         module = next(name for name in prefixes if name in sys.modules)
-        if getattr(sys.modules[module], "__file__", None):
-            yield Path(str(sys.modules[module].__file__))
+        yield from user_code.files_of(module, without=(*OURS, *LIBRARIES))
 
 
-def _targets(config: Config) -> Iterator[str]:
-    for section in (config.model, config.strategy, config.client):
-        target = getattr(section, "target", None)
-        if target is not None:
-            yield str(target)
+def _targets(config: Config) -> list[str]:
+    """Every import path in the configuration, wherever it stands."""
+
+    def found(value: Any) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from [str(inner)] if key == TARGET else found(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from found(inner)
+
+    return list(found(to_container(config)))

@@ -133,6 +133,7 @@ def carry_on(
     manifest = _manifest(run_dir)
     manifest |= identity.now(config) | {"engine": dict(engine), "finished": None, "exit": "running"}
     manifest["resumed"] = [*manifest.get("resumed", []), entry]
+    disk.remove(run_dir / "clients.json")  # of what was the last model, and it may not be asked for any more
     disk.write(run_dir / "config.yaml", _yaml(config).encode())
     _write_manifest(run_dir, manifest)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 from whole_runs import configured
 
@@ -190,7 +191,11 @@ def test_states_are_read_from_directories() -> None:
         cell.outcome.write_text(json.dumps({"exit": outcome, "message": ""}))
         assert cells.state(cell) == expected, ended
     (cell.run_dir / "report.html").write_text("")
-    assert cells.state(cell) == "done"
+    assert cells.state(cell) == "half"
+    for steps, expected in ((0, "done"), (5, "half")):
+        saved = json.loads(cell.config) | {"eval_personal_steps": steps}
+        (cell.run_dir / "config.yaml").write_text(yaml.safe_dump(saved))
+        assert cells.state(cell) == expected, steps
 
 
 @pytest.mark.slow
@@ -225,6 +230,27 @@ def test_a_half_done_cell_is_carried_on() -> None:
     assert run("seed=0", "num_rounds=4", "checkpoint_every=1", "hydra.sweep.dir=s") == 0
     assert json.loads((folder / "manifest.json").read_text())["resumed"][0]["after_round"] == last < 4
     assert (folder / "rounds.jsonl").read_bytes() == whole
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_asked_for_later_is_done_on_finished_cells() -> None:
+    problem = ["data=synthetic", "data.dimension=2", "data.num_classes=2", "model=logistic", *SMALL]
+
+    def asked(*more: str) -> tuple[list[bytes], list[set[str]]]:
+        assert run("strategy=fedavg,savic", "seed=0", "hydra.sweep.dir=s", *more, problem=problem) == 0
+        found = sorted(path.parent for path in Path("s").glob("*/manifest.json"))
+        told = [path / "clients.json" for path in found]
+        keys = [set(json.loads(path.read_bytes())) if path.exists() else set() for path in told]
+        return [(path / "rounds.jsonl").read_bytes() for path in found], keys
+
+    before, of_model = asked()
+    after, more = asked("eval_personal_steps=2")
+    assert len(before) == 2 and after == before
+    assert "test_loss" in of_model[0] and all("personal_test_loss" in keys for keys in more)
+    assert "own models" in Path("s/report.html").read_text()
+    rounds = [json.loads(path.read_bytes())["resumed"] for path in Path("s").glob("*/manifest.json")]
+    assert [[one["after_round"] for one in resumed] for resumed in rounds] == [[2], [2]]
+    assert asked() == (before, of_model) and asked("eval_clients=false") == (before, [set(), set()])
 
 
 @pytest.mark.slow
