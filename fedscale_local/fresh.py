@@ -3,6 +3,8 @@
 What one call leaves behind (threads, registries, caches, a changed seed) is not there for the next, and no call pays
 for the imports again. `python -m fedscale_local.fresh` is that process. It serves one call after the other and ends
 with its standard input: when the caller closes it, or is killed, the call under way is asked to end as by Ctrl-C.
+When it is killed itself, the caller asks that of the call, which has then ended as the process did; the next call gets
+another.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
-from fedscale_local.errors import FedscaleError
 from fedscale_local.instantiate import locate
-from fedscale_local.processes import ONE_THREAD, end, inherited_path
+from fedscale_local.processes import ONE_THREAD, end, forked_by_leader, inherited_path
 
 BEAT_SECONDS = 0.2
+CHECKPOINT_SECONDS = 60.0
+"""What a call that is to end may take for it: a run keeps a checkpoint."""
 PRELOADED = (
     "fedscale_local.cells.work",
     "fedscale_local.engines.in_process.run",
@@ -45,6 +48,9 @@ class Answer(NamedTuple):
 
 class Fresh:
     """The caller's end. cores: how many of this machine's each call may use (None: all)."""
+
+    has_ended = False
+    """Nothing can be called any more."""
 
     def __init__(self, cores: int | None = None) -> None:
         divided = {} if cores is None else {**ONE_THREAD, "FEDSCALE_CORES": str(cores)}
@@ -73,36 +79,40 @@ class Fresh:
         while not select.select([self.process.stdout], [], [], BEAT_SECONDS)[0]:
             beat()
         answer = self.process.stdout.readline()
-        if not answer:
-            raise FedscaleError(f"the process that was to call {function} has ended by itself")
+        if not answer:  # it was killed; what it had forked lives on
+            end(forked_by_leader(self.process.pid), seconds=CHECKPOINT_SECONDS)
+            status = self.close()
+            return Answer(status if status < 0 else 1, None)
         return Answer(*json.loads(answer))
 
-    def close(self) -> None:
-        """End it; a call under way is interrupted and waited for."""
+    def close(self) -> int:
+        """End it; a call under way is interrupted and waited for. Its exit status, negative for a signal."""
         assert self.process.stdin is not None and self.process.stdout is not None
+        self.has_ended = True
         with suppress(BrokenPipeError):
             self.process.stdin.close()
-        self.process.wait()
+        status = self.process.wait()
         self.process.stdout.close()
+        return status
 
 
-_here: Fresh | None = None
+_here: dict[int | None, Fresh] = {}
+"""By cores; one at most."""
 
 
 def here(cores: int | None = None) -> Fresh:
-    """This process's own, started when it is first asked for."""
-    global _here
-    if _here is None:
-        _here = Fresh(cores)
-    return _here
+    """This process's own: made when it is first asked for, for another number of cores, or after it was killed."""
+    for other in [known for known, one in _here.items() if known != cores or one.has_ended]:
+        _here.pop(other).close()
+    if cores not in _here:
+        _here[cores] = Fresh(cores)
+    return _here[cores]
 
 
 def close_here() -> None:
     """End this process's own, if it has one."""
-    global _here
-    if _here is not None:
-        _here.close()
-        _here = None
+    while _here:
+        _here.popitem()[1].close()
 
 
 # ---------------------------------------------------------------- the other end
@@ -128,7 +138,7 @@ def _called(function: str, argument: Any, folder: str, log: str | None) -> Answe
                 value.seek(0)
                 return Answer(os.waitstatus_to_exitcode(status), json.loads(value.read() or "null"))
             if select.select([sys.stdin], [], [], 0.02)[0]:  # one call at a time: this is the end of it
-                end([child], seconds=60)  # it keeps a checkpoint
+                end([child], seconds=CHECKPOINT_SECONDS)
                 sys.exit(1)
 
 

@@ -196,8 +196,20 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+def forked_by_leader(group: int) -> list[int]:
+    """The processes of a group that its leader has started, which may be gone, and not one of the others (Linux)."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            process = int(entry.name)
+            state, parent, own = _stat(process)[:3]
+            if int(own) == group and process != group and state != "Z":
+                parents[process] = int(parent)
+    return [process for process, parent in parents.items() if parent not in parents]
+
+
 def _stat(process: int) -> list[str]:
-    """State, parent and what else the kernel says of a process, behind its name."""
+    """State, parent, group and what else the kernel says of a process, behind its name."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 

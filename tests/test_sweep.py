@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 from whole_runs import configured
 
-from fedscale_local import cells, cli, compose, fresh, identity, locks, progress, run_dir, sweep
+from fedscale_local import cells, cli, compose, fresh, identity, locks, processes, progress, run_dir, sweep
 from fedscale_local.cells import Cell
 
 SMALL = [
@@ -42,6 +42,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 BREAKING = """
 import os
+import threading
+import time
 import torch
 built = 0
 
@@ -55,8 +57,27 @@ class Breaking(torch.nn.Linear):
             raise RuntimeError("it broke")
         if how == "die":
             os.kill(os.getpid(), 9)
+        if how == "orphan":
+            print("process", os.getpid(), flush=True)
+            os.kill(os.getppid(), 9)
+            time.sleep(1000)
+
+class Leaking(torch.nn.Linear):
+    def __init__(self, mark):
+        super().__init__(4, 3)
+        share = [os.environ.get(name) for name in ("FEDSCALE_CORES", "OMP_NUM_THREADS")]
+        print("share", *share, flush=True)
+        left = [name for name in os.environ if name.startswith("LEFT")]
+        left += [thread.name for thread in threading.enumerate() if thread.name.startswith("LEFT")]
+        left += [name for name in vars(torch) if name.startswith("LEFT")]
+        print("left", *left, "threads", torch.get_num_threads(), "dtype", torch.get_default_dtype(), flush=True)
+        os.environ["LEFT" + str(mark)] = "1"
+        setattr(torch, "LEFT" + str(mark), 1)
+        threading.Thread(target=time.sleep, args=(1000,), name="LEFT" + str(mark), daemon=True).start()
+        torch.set_num_threads(7)
+        torch.set_default_dtype(torch.float64)
 """
-"""A model that cannot be built, one that takes its process with it, or one that is well; and how many were built."""
+"""Models that cannot be built, take their process or its parent with them, or are well; one that leaves a mess."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -298,6 +319,46 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
         assert "built 1" in (place / "s" / "logs" / f"{row['run_dir']}.log").read_text().splitlines()[0]
 
 
+@pytest.mark.slow
+def test_the_process_that_forks_cells_is_killed_and_only_one_cell_fails(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (
+        "model=custom",
+        "model._target_=breaking.Breaking",
+        "model.how=orphan,well",
+        "hydra.sweep.dir=s",
+    )
+    assert run(*arguments) == 1
+    assert "its process was ended by signal 9" in capsys.readouterr().out
+    rows = {row["overrides"]: row for row in json.loads(Path("s/sweep.json").read_text())["cells"]}
+    assert rows["model.how=orphan"]["state"] == "failed" and rows["model.how=orphan"]["exit"] == -9
+    assert rows["model.how=well"]["state"] == "done"
+    (line,) = (
+        line
+        for line in (place / "s" / "logs" / f"{rows['model.how=orphan']['run_dir']}.log")
+        .read_text()
+        .splitlines()
+        if line.startswith("process ")
+    )
+    assert not processes.is_alive(int(line.split()[1]))
+
+
+@pytest.mark.slow
+def test_another_share_of_the_cores_gets_another_process() -> None:
+    kept, fresh._here = fresh._here, {}
+    try:
+        for cores in (1, 2, None):
+            own = fresh.here(cores)
+            assert own.call("os.getenv", "FEDSCALE_CORES").value == (None if cores is None else str(cores))
+            assert fresh.here(cores) is own and list(fresh._here) == [cores]
+        own.process.kill()
+        assert own.call("os.getpid", None) == (-signal.SIGKILL, None) and fresh.here() is not own
+    finally:
+        fresh._here.pop(None).close()
+        fresh._here = kept
+
+
 def test_wrong_cells_are_refused_before_any_begins(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("seed=0,-1", "hydra.sweep.dir=s") == 2
     assert "seed=-1" in capsys.readouterr().err and not (place / "s").exists()
@@ -344,6 +405,48 @@ def test_cores_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
     monkeypatch.setenv("FEDSCALE_CORES", "3")
     assert cost_model.num_cores() == 3
+
+
+@pytest.mark.slow
+def test_side_by_side_cells_share_the_cores_and_leave_nothing_to_each_other(place: Path) -> None:
+    """Rounds that are long enough for workers, of which a cell has all cores alone, and its share beside another."""
+    problem = [
+        "data=synthetic",
+        "data.dimension=4",
+        "data.num_classes=3",
+        "num_clients=8",
+        "clients_per_round=null",
+    ]
+    problem += [
+        "num_rounds=2",
+        "client=steps",
+        "client.local_steps=400",
+        "engine.mode=looped",
+        "model=custom",
+    ]
+    problem += ["model._target_=breaking.Leaking", "hydra/launcher=joblib", "eval_clients=false"]
+    cores = len(os.sched_getaffinity(0))
+
+    def found(folder: str) -> tuple[set[int], set[str]]:
+        workers = {
+            json.loads(path.read_text())["engine"]["workers"]
+            for path in place.glob(f"{folder}/*/manifest.json")
+        }
+        logs = [path.read_text() for path in place.glob(f"{folder}/logs/*.log")]
+        lines = {line for log in logs for line in log.splitlines() if line.startswith(("share", "left"))}
+        return workers, lines
+
+    def asked(folder: str, at_once: int, *marks: int) -> None:
+        swept = [f"model.mark={','.join(map(str, marks))}", f"hydra.launcher.n_jobs={at_once}"]
+        assert run(*swept, f"hydra.sweep.dir={folder}", problem=problem) == 0
+        assert len(list(place.glob(f"{folder}/*/manifest.json"))) == len(marks)
+
+    asked("two", 2, 1, 2, 3, 4, 5)
+    share = max(1, cores // 2)
+    assert found("two") == ({share}, {f"share {share} 1", "left threads 1 dtype torch.float32"})
+    asked("one", 1, 1)
+    workers, _ = found("one")
+    assert workers == {cores}
 
 
 @pytest.mark.slow

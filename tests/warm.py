@@ -142,6 +142,8 @@ def forked(self, cores: int | None = None) -> None:
         os.close(ask_)
         os.dup2(asked, 0)
         os.dup2(answer, 1)
+        os.close(asked)
+        os.close(answer)  # else what this forks would hold it open
         sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
         if cores is not None:
             os.environ.update(fresh.ONE_THREAD, FEDSCALE_CORES=str(cores))
@@ -152,7 +154,7 @@ def forked(self, cores: int | None = None) -> None:
     os.close(asked)
     os.close(answer)
     self.process.stdin, self.process.stdout = open(ask_, "w"), open(answers)  # noqa: SIM115
-    self.process.wait = self.process.join
+    self.process.wait = lambda: self.process.join() or self.process.exitcode
 
 
 if __name__ == "__main__":
