@@ -118,7 +118,11 @@ def attempt(cell: Cell, sweep: int | None, cores: int | None) -> None:
     answer = fresh.here(cores).call(function, argument, cell.log, leave_with_the_sweep)
     if answer.exit and (locks.is_held(cell.run_dir) or is_settled(cell)):
         return  # another sweep was a moment earlier
-    outcome = Outcome(answer.exit, "" if answer.exit == 0 else _last_words(cell, answer.exit))
+    record(cell, Outcome(answer.exit, "" if answer.exit == 0 else _last_words(cell, answer.exit)))
+
+
+def record(cell: Cell, outcome: Outcome) -> None:
+    """Write down how an attempt ended."""
     disk.write(cell.outcome, json.dumps(outcome._asdict()).encode())
 
 

@@ -204,11 +204,11 @@ def configs(jobs: Sequence[Sequence[str]]) -> list[Config]:
 Attempt = Callable[[int, int | None, int | None], None]
 
 
-def launch(planned: Sweep, numbers: Sequence[int], attempt: Attempt) -> None:
+def launch(planned: Sweep, numbers: Sequence[int], attempt: Attempt) -> dict[int, str]:
     """Hydra's configured launcher calls attempt(number, sweep, cores) for each of these jobs, wherever it runs them.
 
     sweep: this process, or None where jobs may run on other machines. cores: a job's share of this machine, None for
-    all of it.
+    all of it. What is returned: which jobs on a cluster came to no end, as it has ended them, and how.
     """
     import hydra
     from hydra._internal.callbacks import Callbacks
@@ -238,8 +238,44 @@ def launch(planned: Sweep, numbers: Sequence[int], attempt: Attempt) -> None:
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=context, task_function=task, config=config
             )
-        for done in launcher.launch([[f"+cell={number}"] for number in numbers], initial_job_idx=0):
-            _ = done.return_value  # raises what the job raised
+        with _told_of_lost_jobs(config.hydra.launcher):
+            results = launcher.launch([[f"+cell={number}"] for number in numbers], initial_job_idx=0)
+        ended: dict[int, Any] = dict(zip(numbers, results, strict=True))
+        for done in ended.values():
+            _ = isinstance(done, _Lost) or done.return_value  # raises what the job raised
+    return {number: done.reason for number, done in ended.items() if isinstance(done, _Lost)}
+
+
+class _Lost(NamedTuple):
+    """In the place of a job's result."""
+
+    reason: str
+
+
+@contextmanager
+def _told_of_lost_jobs(launcher: Any) -> Iterator[None]:
+    """Submitit's launchers raise at the first job that is lost, before the others are over; here they go on."""
+    if "submitit" not in launcher._target_:
+        yield
+        return
+    from submitit.core import core
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    job_class: Any = core.Job
+    results = job_class.results
+
+    def told(job: Any) -> Any:
+        try:
+            return results(job)
+        except (FailedJobError, UncompletedJobError):
+            words = f"its job {job.job_id} came to no end ({job.state})"
+            return [_Lost(f"{words}; what it printed, if anything, is in {job.paths.folder}")]
+
+    job_class.results = told
+    try:
+        yield
+    finally:
+        job_class.results = results
 
 
 def _at_once(launcher: Any, num_jobs: int) -> int | None:

@@ -21,8 +21,8 @@ from typing import Any
 
 from rich.console import Console
 
-from fedscale_local import cells, compose, disk, fresh, progress, reports, trackers
-from fedscale_local.cells import Cell
+from fedscale_local import cells, compose, disk, fresh, locks, progress, reports, trackers
+from fedscale_local.cells import Cell, Outcome
 from fedscale_local.config import FREE, Config, to_json
 from fedscale_local.errors import FedscaleError, RunDirError
 from fedscale_local.reports.facts import final_words
@@ -125,7 +125,11 @@ def work_off(planned: compose.Sweep, found: Sequence[Cell]) -> None:
         disk.remove(found[number].outcome)
     attempt = partial(_attempt, list(found))
     while todo:
-        compose.launch(planned, todo, attempt)
+        free = [n for n in todo if not locks.is_held(found[n].run_dir)]
+        lost = compose.launch(planned, free, attempt) if free else {}
+        for number, reason in lost.items():
+            if not cells.is_settled(found[number]):
+                cells.record(found[number], Outcome(1, reason))
         todo = [n for n in todo if not cells.is_settled(found[n]) and not found[n].outcome.exists()]
         if todo:
             time.sleep(WAIT_SECONDS)

@@ -382,6 +382,24 @@ def test_a_cell_that_another_process_has_is_left_to_it() -> None:
     assert cells.state(cell) == "done"
 
 
+def test_no_job_is_made_for_a_cell_that_another_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = expanded("seed=0,1")
+    theirs = locks.hold(found[0].run_dir)
+    launched: list[list[int]] = []
+
+    def launch(planned: object, numbers: list[int], attempt: object) -> dict[int, str]:
+        launched.append(numbers)
+        for number in numbers:
+            cells.record(found[number], cells.Outcome(1, "it was tried"))
+        return {}
+
+    monkeypatch.setattr(compose, "launch", launch)
+    monkeypatch.setattr(sweep.time, "sleep", lambda seconds: theirs.__exit__(None, None, None))
+    theirs.__enter__()
+    sweep.work_off(compose.sweep(TINY), found)
+    assert launched == [[1], [0]]
+
+
 def test_a_lock_is_seen_and_seeing_takes_nothing(place: Path) -> None:
     assert not locks.is_held(place / "none") and not (place / "none").exists()
     with locks.hold(place / "a"):
