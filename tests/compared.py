@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -69,4 +70,56 @@ def methods(path: Path, finals: Mapping[str, Iterable[float]], **options: Any) -
     for strategy, values in finals.items():
         for seed, final in enumerate(values):
             run(path / f"{strategy}-{seed}", seed, float(final), strategy=strategy, **options)
+    return path
+
+
+def grid(path: Path, strategies: Iterable[str], step_sizes: Iterable[float], alphas: Iterable[float]) -> Path:
+    """A run for each strategy, step size, alpha and seed of two; the best is near 0.01 and 0.001."""
+    base = run_dirs.config()
+    for i, strategy in enumerate(strategies):
+        for step, alpha in ((step, alpha) for step in step_sizes for alpha in alphas):
+            for seed in (0, 1):
+                final = surface(step, alpha) + 0.02 * i + 0.005 * seed
+                changes = {
+                    "client": base["client"] | {"step_size": step},
+                    "scaling": base["scaling"] | {"alpha": alpha},
+                }
+                run(
+                    path / f"{strategy}-{step}-{alpha}-{seed}",
+                    seed,
+                    final,
+                    strategy=strategy,
+                    changes=changes,
+                )
+    return path
+
+
+def surface(step_size: float, alpha: float) -> float:
+    """An accuracy that is best at 0.01 and 0.001."""
+    return float(0.8 - 0.1 * abs(np.log10(step_size) + 2) - 0.05 * abs(np.log10(alpha) + 3))
+
+
+def tuned(path: Path, strategies: Iterable[str], num_trials: int = 16) -> Path:
+    """A tuning of each over step size and alpha, its best trial on the edge; every fifth trial was pruned."""
+    draw, told, base = np.random.default_rng(8), [], run_dirs.config()
+    space = {"choices": [], "step": None, "is_log": True, "is_int": False}
+    for strategy in strategies:
+        trials: list[dict[str, Any]] = []
+        for number in range(num_trials):
+            step, alpha = (float(f"{10 ** draw.uniform(-4, -2.02):.3g}") for _ in range(2))
+            values = {"client.step_size": step, "scaling.alpha": alpha}
+            trials.append({"number": number, "values": values, "value": surface(step, alpha), "cells": []})
+            trials[-1]["state"] = "pruned" if number % 5 == 4 else "complete"
+        best = max((t["value"], t["number"]) for t in trials if t["state"] == "complete")[1]
+        trials[best]["values"]["client.step_size"] = 0.0099
+        trials[best]["cells"] = [f"{strategy}-{seed}" for seed in range(2)]
+        changes = {"client": base["client"] | {"step_size": 0.0099}}
+        for seed, cell in enumerate(trials[best]["cells"]):
+            run(path / cell, seed, trials[best]["value"], strategy=strategy, changes=changes)
+        told.append({
+            "name": f"strategy={strategy}", "metric": "test_accuracy", "direction": "maximize", "seeds": [0, 1],
+            "space": [space | {"key": key, "low": 1e-4, "high": 1e-2} for key in ("client.step_size", "scaling.alpha")],
+            "trials": trials, "best": best,
+        })  # fmt: skip
+    (path / "tuning.json").write_text(json.dumps({"methods": told}))
     return path

@@ -25,6 +25,7 @@ from fedscale_local.plots.methods import (
     difference_figure,
     seed_figure,
 )
+from fedscale_local.plots.settings import Tried, setting_figure
 from fedscale_local.plots.shards import partition_figure
 from fedscale_local.plots.style import save, svg
 
@@ -32,6 +33,7 @@ __all__ = [
     "PAINT",
     "Band",
     "Series",
+    "Tried",
     "accuracy_figure",
     "band_figure",
     "byte_unit",
@@ -45,5 +47,6 @@ __all__ = [
     "privacy_figures",
     "save",
     "seed_figure",
+    "setting_figure",
     "svg",
 ]

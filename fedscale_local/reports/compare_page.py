@@ -9,8 +9,9 @@ from html import escape
 import fedscale_local
 from fedscale_local.reports import compare_basis as basis
 from fedscale_local.reports import compare_pictures as pictures
+from fedscale_local.reports import compare_settings as hyper
 from fedscale_local.reports import compare_tables as tables
-from fedscale_local.reports import facts, tuning
+from fedscale_local.reports import facts
 from fedscale_local.reports.comparison import Comparison
 from fedscale_local.reports.histories import History
 from fedscale_local.reports.parts import csv_text, document, download, section, table, tile
@@ -32,7 +33,8 @@ def page(comparison: Comparison) -> str:
         pictures.seeds(comparison),
         _pairs(comparison),
         pictures.fairness(comparison),
-        _tuning(comparison),
+        hyper.swept(comparison),
+        hyper.tuned(comparison),
         pictures.preconditioner(comparison),
         _how(comparison),
         basis.configs(methods),
@@ -121,16 +123,6 @@ def _pairs(comparison: Comparison) -> str:
     rows = f'<div class="card scroll">{table(header, body[: tables.SHOWN_PAIRS], "named two")}</div>'
     save = download("pairs.csv", csv_text(header, body), "Every pair as CSV")
     return section("Pair by pair", (more if len(body) > tables.SHOWN_PAIRS else "") + rows + save)
-
-
-def _tuning(comparison: Comparison) -> str:
-    """What was searched, with how many trials, and what was found."""
-    if not comparison.tuned:
-        return ""
-    header, body = tuning.table(comparison.tuned)
-    inside = f'<p class="muted">{escape(tuning.WORDS)}</p><div class="card scroll">{table(header, body, "named")}</div>'
-    inside += download("trials.csv", csv_text(*tuning.every_trial(comparison.tuned)), "Every trial as CSV")
-    return section("Tuning", inside)
 
 
 def _how(comparison: Comparison) -> str:

@@ -12,7 +12,7 @@ from fedscale_local.reports import compare_tables as tables
 from fedscale_local.reports.comparison import Comparison
 from fedscale_local.reports.histories import Method
 from fedscale_local.reports.measures import Metric, Row
-from fedscale_local.reports.parts import csv_text, download, picture, section, table
+from fedscale_local.reports.parts import csv_text, download, line_key, picture, section, table
 from fedscale_local.reports.statistics import estimate
 
 MAX_CURVES = len(plots.PAINT)  # methods that a picture tells apart
@@ -32,17 +32,6 @@ OF_D = {
 SHARES = np.linspace(0, 1, 51)  # of the clients
 
 
-def _key(rows: Sequence[Row]) -> str:
-    """Which line is which method, once for all pictures."""
-    lines = ""
-    for place, row in enumerate(rows):
-        colour, dash = plots.PAINT[place]
-        stroke = f'stroke="var(--{colour})" stroke-width="2.6" stroke-dasharray="{dash}"'
-        lines += f'<span><svg viewBox="0 0 44 14" aria-hidden="true"><path d="M0 7H44" {stroke}/></svg>'
-        lines += f"{escape(row.method.name)}</span>"
-    return f'<div class="card key">{lines}</div>'
-
-
 def curves(comparison: Comparison) -> str:
     """Mean curves of the metrics against what was spent."""
     rows = comparison.rows[:MAX_CURVES]
@@ -59,6 +48,10 @@ def curves(comparison: Comparison) -> str:
         words += f" Drawn are the {MAX_CURVES} best of {len(comparison.rows)} methods."
     inside = f'<p class="muted">{words}</p>{_key(rows)}<div class="figures gap">{figures}</div>'
     return section("Curves", inside)
+
+
+def _key(rows: Sequence[Row]) -> str:
+    return line_key([row.method.name for row in rows])
 
 
 def _curve(
@@ -196,5 +189,6 @@ def preconditioner(comparison: Comparison) -> str:
         return ""
     words = "The diagonal that scales the local steps, after its floor was applied; methods without one are left out."
     return section(
-        "Preconditioner", f'<p class="muted">{words}</p>{_key(rows)}<div class="figures gap">{figures}</div>'
+        "Preconditioner",
+        f'<p class="muted">{words}</p>{_key(rows)}<div class="figures gap">{figures}</div>',
     )

@@ -274,8 +274,8 @@ def methods(histories: Sequence[History]) -> list[Method]:
         groups.setdefault(_identity(history), {})[history.seed] = history
     found = list(dict.fromkeys(map(_identity, histories)))
     configurations = [next(iter(groups[identity].values())).method for identity in found]
-    names = _names(configurations) if len(found) > 1 else [facts.method_name(histories[0].run)]
-    return [Method(name, groups[identity]) for name, identity in zip(names, found, strict=True)]
+    called = names(configurations) if len(found) > 1 else [facts.method_name(histories[0].run)]
+    return [Method(name, groups[identity]) for name, identity in zip(called, found, strict=True)]
 
 
 def differences(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -290,7 +290,7 @@ def differences(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(differ, key=lambda key: (_short(key) == key, not key.startswith("strategy.")))
 
 
-def _names(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
+def names(configurations: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each: every difference where that is short, else only as many as tell all methods apart."""
     keys = differences(configurations)
     whole = [_name(one, keys) for one in configurations]

@@ -27,25 +27,30 @@ class Metric:
     """What is compared: its key in rounds.jsonl or clients.json, and how its values and differences read."""
 
     key: str
+    is_maximized: bool = False
 
     @property
     def title(self) -> str:
-        return TITLES[self.key.removeprefix(PERSONAL)]
+        return TITLES.get(self.key.removeprefix(PERSONAL), self.key.replace("_", " "))
+
+    @property
+    def is_share(self) -> bool:
+        return self.key.endswith("accuracy")
 
     @property
     def larger_is_better(self) -> bool:
-        return self.key.endswith("accuracy")
+        return self.is_share or self.is_maximized
 
     def text(self, value: float) -> str:
         """One value: "81.23%" or "0.4371"."""
         if math.isnan(value):
             return "-"
-        return facts.percent_text(value) if self.larger_is_better else facts.loss_text(value)
+        return facts.percent_text(value) if self.is_share else facts.loss_text(value)
 
     def amount(self, mean: float, half: float) -> str:
         """A difference or a mean with its half-width, without unit: "1.80 ± 0.40"."""
-        scale = 100 if self.larger_is_better else 1
-        decimals = 2 if self.larger_is_better else _decimals(half if half > 0 else mean)
+        scale = 100 if self.is_share else 1
+        decimals = 2 if self.is_share else _decimals(half if half > 0 else mean)
         words = f"{scale * mean:.{decimals}f}"
         return words if math.isnan(half) else f"{words} ± {scale * half:.{decimals}f}"
 

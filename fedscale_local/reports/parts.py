@@ -58,6 +58,16 @@ def picture(name: str, caption: str, figure: Figure | None, wide: bool = False) 
     return f"<figure{kind}><figcaption>{escape(caption)}</figcaption><div>{drawn}</div></figure>\n"
 
 
+def line_key(names: Sequence[str]) -> str:
+    """Which line is which of these, once for all pictures beside it."""
+    lines = ""
+    for (colour, dash), name in zip(plots.PAINT, names, strict=False):
+        stroke = f'stroke="var(--{colour})" stroke-width="2.6" stroke-dasharray="{dash}"'
+        lines += f'<span><svg viewBox="0 0 44 14" aria-hidden="true"><path d="M0 7H44" {stroke}/></svg>'
+        lines += f"{escape(name)}</span>"
+    return f'<div class="card key">{lines}</div>'
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
     """A table with these cells, as text."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)

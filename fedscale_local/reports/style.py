@@ -8,14 +8,14 @@ CSS = """
   --ink: #20242b; --muted: #626a76; --grid: #e3e6eb; --paper: #ffffff; --page: #f4f5f7; --line: #dde1e7;
   --blue: #1a66b8; --orange: #c4570a; --green: #0b7d62; --purple: #8a45a8;
   --red: #b8243f; --olive: #767204; --cyan: #0e86a5; --brown: #80583a;
-  --good: #0b7d62; --warn: #a85b00; --bad: #b42332;
+  --good: #0b7d62; --warn: #a85b00; --bad: #b42332; --heat: 62%;
 }
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --ink: #e8eaee; --muted: #9da5b1; --grid: #31363f; --paper: #1b1e24; --page: #121419; --line: #30353e;
     --blue: #6cb0f5; --orange: #f39a54; --green: #45c7a3; --purple: #c792e0;
     --red: #ff7d90; --olive: #cfc94e; --cyan: #62d0ec; --brown: #d0a584;
-    --good: #45c7a3; --warn: #f0b35a; --bad: #ff8a8f;
+    --good: #45c7a3; --warn: #f0b35a; --bad: #ff8a8f; --heat: 46%;
   }
   svg image { filter: brightness(1.4); }
 }
@@ -90,10 +90,27 @@ table.facts th { position: static; vertical-align: top; }
 .two td:nth-child(2), .two th:nth-child(2) { text-align: left; white-space: normal; min-width: 11rem;
   overflow-wrap: anywhere; }
 .best td { font-weight: 600; }
+.sideways { overflow-x: auto; }
+table.heat { width: auto; min-width: 60%; border-collapse: separate; border-spacing: 2px; }
+.heat th, .heat td { text-align: center; border: 0; padding: .35rem .5rem; position: static; }
+.heat thead th { padding: .15rem .5rem; white-space: normal; }
+.heat tbody th, .heat th.axis:first-child { text-align: right; }
+.heat td[style] { border-radius: 4px; min-width: 4.4rem;
+  box-shadow: inset 0 0 0 1px var(--line);
+  background: color-mix(in srgb, var(--blue) calc(var(--level) * var(--heat)), var(--paper)); }
+.heat td.best { outline: 2px solid var(--ink); outline-offset: -2px; font-weight: 650; }
+.heat td.lost { color: var(--warn); }
+.heat small { display: block; font-weight: 400; font-size: .74rem; }
+.heat-key { margin-top: .8rem; align-items: center; flex-wrap: nowrap; font-variant-numeric: tabular-nums; }
+.heat-key span { white-space: nowrap; }
+.key.heat-key i { flex: 0 1 9rem; height: .8rem; margin: 0; border: 1px solid var(--line); background:
+  linear-gradient(to right, var(--paper), color-mix(in srgb, var(--blue) var(--heat), var(--paper))); }
 .download { display: inline-block; font-weight: 600; font-size: .92rem; margin-bottom: .7rem; }
 .card + .download, .download + .download { margin-top: .6rem; }
 .download + .download { margin-left: 1.2rem; }
-figure + .muted { margin-top: 1rem; }
+figure + .muted, .figures + .muted { margin-top: 1rem; }
+.key + figure { margin-top: .9rem; }
+figure + .download, .figures + .download { margin-top: .8rem; }
 footer { margin-top: 2.5rem; color: var(--muted); font-size: .86rem; }
 @media (max-width: 560px) {
   .verdicts li { flex-direction: column; gap: .3rem; }
@@ -102,6 +119,9 @@ footer { margin-top: 2.5rem; color: var(--muted); font-size: .86rem; }
   .tile { padding: .6rem .75rem; }
   .tile strong { font-size: 1.25rem; }
   figure { padding: .75rem .7rem .4rem; }
+  .heat th { white-space: normal; }
+  .heat th, .heat td { padding: .3rem .2rem; font-size: .8rem; }
+  .heat td[style] { min-width: 3.7rem; }
 }
 @media print {
   :root {
@@ -117,8 +137,8 @@ footer { margin-top: 2.5rem; color: var(--muted); font-size: .86rem; }
   .figures { grid-template-columns: 1fr 1fr; }
   h2 { break-after: avoid; }
   details.card { break-inside: auto; }
-  .scroll { max-height: none; overflow: visible; }
+  .scroll, .sideways { max-height: none; overflow: visible; }
   .download { display: none; }
-  .bar, .key i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .bar, .key i, .heat td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

@@ -70,7 +70,7 @@ def edge(dimension: Mapping[str, Any], value: Any) -> str:
     ('upper', '', '')
     """
     if dimension["choices"]:
-        numbers = sorted(known for known in map(_number, dimension["choices"]) if known is not None)
+        numbers = sorted(known for known in map(number, dimension["choices"]) if known is not None)
         if len(numbers) < max(3, len(dimension["choices"])):
             return ""
         return {numbers[0]: "lower", numbers[-1]: "upper"}.get(float(value), "")
@@ -81,7 +81,7 @@ def edge(dimension: Mapping[str, Any], value: Any) -> str:
     return "lower" if share <= EDGE else "upper" if share >= 1 - EDGE else ""
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
