@@ -239,11 +239,17 @@ def compare(arguments: list[str]) -> int:
         metavar="VALUE",
         help="tell what it took to get there (default: what all reached)",
     )
+    parser.add_argument(
+        "--clock",
+        metavar="TIMES",
+        help="what a simulated round takes (default: step=10ms,down=50Mbit,up=10Mbit,latency=100ms)",
+    )
     parsed = parser.parse_intermixed_args(arguments)
 
     from fedscale_local import reports
 
-    print(f"report  {reports.compare(parsed.directories, parsed.out, parsed.at, parsed.target)}")
+    page = reports.compare(parsed.directories, parsed.out, parsed.at, parsed.target, clock=parsed.clock)
+    print(f"report  {page}")
     return 0
 
 

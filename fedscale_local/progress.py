@@ -29,7 +29,7 @@ from rich.text import Text
 
 from fedscale_local import cells
 from fedscale_local.cells import Cell, State
-from fedscale_local.reports.facts import bytes_text, seconds_text
+from fedscale_local.reports.quantities import bytes_text, seconds_text
 from fedscale_local.tail import Tail
 
 POLL_SECONDS = 0.2

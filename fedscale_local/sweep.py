@@ -174,7 +174,7 @@ def report(folder: Path) -> None:
     try:
         with open(os.devnull, "w") as nowhere:
             quiet = Console(file=nowhere)
-            page = reports.compare([folder], folder / "report.html", console=quiet, with_seconds=False)
+            page = reports.compare([folder], folder / "report.html", console=quiet, with_wall_clock=False)
         print(f"{'report':<8}{page}")
     except FedscaleError as error:
         print(f"{'note':<8}no report: {error}")

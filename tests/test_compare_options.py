@@ -13,10 +13,11 @@ from pathlib import Path
 import compared
 import numpy as np
 import pytest
+import run_dirs
 from rich.console import Console
 
-from fedscale_local import cli, reports
-from fedscale_local.reports import budget, comparison, histories
+from fedscale_local import cli, reports, sweep
+from fedscale_local.reports import budget, clock, comparison, histories
 from fedscale_local.reports.compare_tables import fairness
 from fedscale_local.reports.measures import FAIRNESS, OF_OWN_MODELS
 
@@ -100,6 +101,72 @@ def test_what_a_target_takes_is_what_the_first_round_that_reaches_it_has_spent(t
     assert found["strategy=a"].of("uplink_to_target").mean == 4 * 1000
     assert found["strategy=b"].of("rounds_to_target").n == 1  # the other seed never gets there
     assert "1 of 2" in page_of(runs, tmp_path / "page.html", target=0.7)
+
+
+@pytest.mark.parametrize(
+    ("clock", "seconds"),
+    [
+        (None, 0.1 + 10 * 0.01 + 1600 / 50e6 + 1600 / 10e6),
+        ("step=2s,down=8kbit,up=4kbit,latency=500ms", 0.5 + 20 + 1600 / 8000 + 1600 / 4000),
+        ("latency=1min,step=0us", 60 + 1600 / 50e6 + 1600 / 10e6),
+    ],
+)
+def test_simulated_seconds_are_latency_steps_and_bytes_over_the_bandwidth(
+    clock: str | None, seconds: float, tmp_path: Path
+) -> None:
+    """A round has 10 local steps, and 1000 bytes each way for 5 clients: 1600 bits a client. Round 4 has the target."""
+    runs = compared.methods(tmp_path / "runs", {"a": [0.8, 0.8]})
+    (row,) = downloads(page_of(runs, tmp_path / "page.html", target=0.7, clock=clock))["runs.csv"][:1]
+    assert float(row["simulated_to_target"]) == pytest.approx(4 * seconds, rel=1e-12)
+    assert float(row["simulated_spent"]) == pytest.approx(6 * seconds, rel=1e-12)
+
+
+def test_a_simulated_round_waits_for_the_client_with_the_most_steps(tmp_path: Path) -> None:
+    """Two epochs over batches of 32: 2 ceil(examples / 32) steps, and a second each."""
+    client = run_dirs.config()["client"] | {"local_steps": None, "local_epochs": 2}
+    path = compared.run(tmp_path / "a", 0, 0.8, changes={"client": client})
+    sizes = [17 * i for i in range(20)]
+    (path / "partition.json").write_text(json.dumps({"num_clients": 20, "sizes": sizes}))
+    slowest = [max(2 * -(-sizes[c] // 32) for c in clients) for clients in compared.sampled(0, 6)]
+    assert len(set(slowest)) > 1
+    (run,), _ = histories.gather([path], clock.Clock(step=1, latency=0, down=1e12, up=1e12))
+    assert run.spent["simulated"] == pytest.approx(np.cumsum(slowest), abs=1e-6)
+
+
+def test_a_sweeps_own_report_has_simulated_seconds_and_not_those_of_the_machine(tmp_path: Path) -> None:
+    """Its bytes are the same on a machine that took another time."""
+    runs = compared.methods(tmp_path / "runs", {"a": [0.8, 0.8], "b": [0.7, 0.7]})
+    sweep.report(runs)
+    page = (runs / "report.html").read_text()
+    assert "<th>simulated time</th>" in page and "wall clock" not in page
+    assert "<th>wall clock</th>" in page_of(runs, tmp_path / "page.html")
+    for file in runs.glob("*/timing.jsonl"):
+        file.write_text("".join(run_dirs.line({"round": p, "round_seconds": 100 * p}) for p in range(1, 7)))
+    sweep.report(runs)
+    assert (runs / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        "",
+        "step",
+        "step=10",
+        "step=-1s",
+        "step=1e999s",
+        "down=0Mbit",
+        "up=5parsecs",
+        "tick=1s",
+        "step=1s,step=2s",
+    ],
+)
+def test_a_clock_that_is_none_is_one_message_and_exit_2(
+    clock: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["compare", str(compared.methods(tmp_path / "runs", {"a": [0.8]})), "--clock", clock]
+    assert cli.main([*arguments, "--out", str(tmp_path / "page.html")]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"--clock={clock}: expected " in said and "give any of --clock step=10ms,down=50Mbit" in said
 
 
 def test_runs_on_other_data_or_of_other_partitions_are_no_pairs(tmp_path: Path) -> None:

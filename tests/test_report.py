@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fedscale_local import plots, reports
 from fedscale_local.errors import RunDirError
-from fedscale_local.reports import facts
+from fedscale_local.reports import facts, quantities
 from fedscale_local.run_dir import read
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -140,7 +140,7 @@ def test_the_headline_says_what_the_records_say(usual: Path) -> None:
     assert "SAVIC with Adam scaling on fashion_mnist_12k" in text
     assert "10 local steps of size 0.002 on batches of 32" in text
     total = 60 * 20 * 4 * 28938 * 3
-    assert facts.bytes_text(total) == "417 MB" and "417 MB" in text
+    assert quantities.bytes_text(total) == "417 MB" and "417 MB" in text
     assert "46.2 s" in text  # 60 rounds of 0.77 s
     assert "200 clients, 20 a round" in text and "dirichlet partition (alpha 0.3, min examples 10)" in text
 

@@ -17,6 +17,7 @@ from fedscale_local.plots.lines import (
     points,
     preconditioner_figures,
     privacy_figures,
+    time_unit,
 )
 from fedscale_local.plots.methods import (
     PAINT,
@@ -49,4 +50,5 @@ __all__ = [
     "seed_figure",
     "setting_figure",
     "svg",
+    "time_unit",
 ]

@@ -66,6 +66,14 @@ def byte_unit(most: float) -> tuple[float, str]:
     return 1000.0**power, BYTE_UNITS[power]
 
 
+def time_unit(most: float) -> tuple[float, str]:
+    """The unit in which so many seconds read best, and its size: (60.0, "minutes") for 600."""
+    return next(
+        ((size, unit) for size, unit in ((3600.0, "hours"), (60.0, "minutes")) if most >= 5 * size),
+        (1.0, "seconds"),
+    )
+
+
 @styled
 def curves(
     series: Sequence[Series],

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedscale_local.errors import RunDirError
-from fedscale_local.reports import facts
+from fedscale_local.reports import facts, quantities
 from fedscale_local.run_dir import Run, read
 
 __all__ = ["compare", "show", "table", "write"]
@@ -54,26 +54,30 @@ def compare(
     at: str | None = None,
     target: float | None = None,
     console: Console | None = None,
-    with_seconds: bool = True,
+    clock: str | None = None,
+    with_wall_clock: bool = True,
 ) -> Path:
     """Compare the runs at and below these directories: tables on the console, a page at `out`; returns its path.
 
     at: the budget, as "rounds=100", "bytes=50MB" or "steps=20000"; as many rounds as every run has if not given.
     target: the value of the compared metric whose costs are told; what every run reached if not given.
-    with_seconds: tell of time; no matter of the methods where runs shared a machine or were carried on.
-    Raises ConfigError for a budget that cannot be read; RunDirError where runs cannot be read or compared.
+    clock: what a round of the simulated federation takes, as "step=10ms,down=50Mbit,up=10Mbit,latency=100ms".
+    with_wall_clock: tell of the machine's time; no matter of the methods where runs shared it or were carried on.
+    Raises ConfigError for a budget or a clock that cannot be read; RunDirError where runs cannot be read or compared.
     """
     from fedscale_local.reports import budget, compare_tables, comparison, histories, tuning
+    from fedscale_local.reports import clock as clocks
     from fedscale_local.reports.compare_page import page
 
     chosen = None if at is None else budget.parse(at)
-    found, left_out = histories.gather(directories)
-    if not with_seconds:
+    ticking = clocks.Clock() if clock is None else clocks.parse(clock)
+    found, left_out = histories.gather(directories, ticking)
+    if not with_wall_clock:
         for history in found:
             history.spent.pop("seconds", None)
     tuned = tuning.of_folders([history.run.path.parent for history in found])
     known = [*tuning.remarks(tuned), *left_out]
-    compared = comparison.compare(histories.methods(found), chosen, target, known, tuned)
+    compared = comparison.compare(histories.methods(found), chosen, target, known, tuned, ticking)
     _save(Path(out), page(compared))
     (console or Console()).print(compare_tables.terminal(compared))
     return Path(out)
@@ -101,9 +105,15 @@ def table(run: Run) -> Table:
     add("clients", facts.clients_words(run))
     add("engine", facts.engine_words(run))
     for name, key, final, best, form in (
-        ("test accuracy", "test_accuracy", numbers.test_accuracy, numbers.best_accuracy, facts.percent_text),
-        ("test loss", "test_loss", numbers.test_loss, numbers.best_loss, facts.loss_text),
-        ("training loss", "train_loss", numbers.train_loss, None, facts.loss_text),
+        (
+            "test accuracy",
+            "test_accuracy",
+            numbers.test_accuracy,
+            numbers.best_accuracy,
+            quantities.percent_text,
+        ),
+        ("test loss", "test_loss", numbers.test_loss, numbers.best_loss, quantities.loss_text),
+        ("training loss", "train_loss", numbers.train_loss, None, quantities.loss_text),
     ):
         if final is not None:
             where = facts.measured_words(run, final, best, form)
@@ -111,10 +121,10 @@ def table(run: Run) -> Table:
     if words := facts.privacy_words(run):
         add("privacy", words)
     total, up, down = numbers.bytes_up + numbers.bytes_down, numbers.bytes_up, numbers.bytes_down
-    both = f"{facts.bytes_text(up)} up, {facts.bytes_text(down)} down"
-    add("sent", f"{facts.bytes_text(total)} ({both})")
+    both = f"{quantities.bytes_text(up)} up, {quantities.bytes_text(down)} down"
+    add("sent", f"{quantities.bytes_text(total)} ({both})")
     if numbers.seconds is not None:
-        add("time", facts.seconds_text(numbers.seconds))
+        add("time", quantities.seconds_text(numbers.seconds))
     if numbers.num_failures:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in facts.failure_counts(run)[:5])
         add("failed replies", f"{numbers.num_failures} ({reasons})")
@@ -126,4 +136,4 @@ def table(run: Run) -> Table:
 
 
 def _trace(run: Run, key: str) -> str:
-    return facts.sparkline([record[key] for record in run.rounds if record[key] is not None], width=24)
+    return quantities.sparkline([record[key] for record in run.rounds if record[key] is not None], width=24)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fedscale_local.errors import ConfigError, RunDirError
-from fedscale_local.reports.facts import BYTE_UNITS, bytes_text
 from fedscale_local.reports.histories import History
+from fedscale_local.reports.quantities import BYTE_UNITS, BYTES, bytes_text, quantity
 
 AXES = ("rounds", "bytes", "steps")
 
@@ -78,18 +77,10 @@ def parse(text: str) -> Budget:
     (Budget(axis='rounds', limit=100.0), Budget(axis='bytes', limit=50000000.0))
     """
     axis, _, amount = text.partition("=")
-    units = {unit.lower(): 1000.0**power for power, unit in enumerate(BYTE_UNITS)} if axis == "bytes" else {}
-    match = re.fullmatch(r"([0-9][0-9_.]*(?:e[0-9]+)?)\s*([a-zA-Z]*)", amount)
-    unit = match[2].lower() if match else ""
-    if axis not in AXES or match is None or (unit and unit not in units):
+    limit = quantity(amount, BYTES if axis == "bytes" else {"": 1.0})
+    if axis not in AXES or not limit > 0:
         remedy = "give it as --at rounds=100, --at bytes=50MB (B, kB, MB, GB, TB) or --at steps=20000"
-        raise ConfigError(f"--at={text}", "expected a number of rounds, bytes or steps", remedy)
-    try:
-        limit = float(match[1]) * units.get(unit, 1.0)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < math.inf:
-        raise ConfigError(f"--at={text}", "expected a number more than 0", "give one, as --at rounds=100")
+        raise ConfigError(f"--at={text}", "expected a number of rounds, bytes or steps, more than 0", remedy)
     return Budget(axis, limit)
 
 

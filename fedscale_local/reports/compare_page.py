@@ -107,7 +107,8 @@ def _results(comparison: Comparison) -> str:
     found = section("Results", inside + save)
     header, body = tables.costs(comparison)
     if body:
-        words = f"What it took to reach a {tables.target_words(comparison)}, over the seeds that reached it."
+        words = f"What it took to reach a {tables.target_words(comparison)}, over the seeds that reached it. "
+        words += tables.time_words(comparison)
         rows = f'<div class="card scroll">{table(header, body, "named")}</div>'
         save = download("costs.csv", csv_text(header, body), "This table as CSV")
         found += section("Cost to a target", f'<p class="muted">{escape(words)}</p>{rows}{save}')

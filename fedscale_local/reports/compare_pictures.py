@@ -22,8 +22,9 @@ AXES = {
     "rounds": ("round", "rounds"),
     "bytes": ("{unit} sent, up and down", "bytes sent"),
     "steps": ("local steps of all clients", "local steps"),
-    "seconds": ("seconds", "time"),
+    "simulated": ("{unit}, simulated", "simulated time"),
 }
+UNITS = {"bytes": plots.byte_unit, "simulated": plots.time_unit}
 OF_D = {
     "d_condition": ("condition", "Condition: largest entry over smallest"),
     "d_change": ("relative change", "Change from round to round, relative to its size"),
@@ -62,8 +63,8 @@ def _curve(
     if len(known) < len(rows):
         return ""  # a picture without one of the methods would mislead
     scale = 1.0
-    if axis == "bytes":
-        scale, unit = plots.byte_unit(max(float(band.x[-1]) for band in known))
+    if axis in UNITS:
+        scale, unit = UNITS[axis](max(float(band.x[-1]) for band in known))
         label = label.format(unit=unit)
     scaled = [plots.Band(band.label, band.x / scale, band.mean, band.half) for band in known]
     limit = comparison.budget.limit / scale if comparison.budget.axis == axis else None

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fedscale_local.reports import facts, tuning
+from fedscale_local.reports import quantities, tuning
 from fedscale_local.reports.comparison import Comparison, Pair
 from fedscale_local.reports.measures import COSTS, FAIRNESS, OF_OWN_MODELS, Metric, Row
 from fedscale_local.reports.statistics import LEVEL, MIN_SEEDS, Estimate
@@ -18,6 +18,7 @@ from fedscale_local.reports.statistics import LEVEL, MIN_SEEDS, Estimate
 SHOWN_PAIRS = 60
 AREA = "mean of curve"  # the area under the compared metric's curve over its width
 SHOWN_VERDICTS = 20
+TIMES = ("simulated", "seconds")
 
 METHOD = (
     f"Decided by the paired t-test on the differences over seeds (Student 1908) at {LEVEL:.0%}, its p corrected by "
@@ -30,10 +31,11 @@ METHOD = (
 
 COST_TITLES: dict[str, tuple[str, Callable[[float], str]]] = {
     "rounds": ("rounds", lambda value: f"{value:,.1f}".removesuffix(".0")),
-    "uplink": ("uplink", facts.bytes_text),
-    "bytes": ("bytes in all", facts.bytes_text),
+    "uplink": ("uplink", quantities.bytes_text),
+    "bytes": ("bytes in all", quantities.bytes_text),
     "steps": ("local steps", lambda value: f"{value:,.0f}"),
-    "seconds": ("time", facts.seconds_text),
+    "simulated": ("simulated time", quantities.seconds_text),
+    "seconds": ("wall clock", quantities.seconds_text),
 }
 
 
@@ -126,6 +128,15 @@ def cost_text(row: Row, column: str) -> str:
     return with_half(row.of(column), form, form)
 
 
+def time_words(comparison: Comparison) -> str:
+    """What the columns of time are; "" where there is none."""
+    told = {cost for cost in COSTS for row in comparison.rows if row.of(f"{cost}_spent").n}
+    words = f"Simulated time: a round takes {comparison.clock.words}." if "simulated" in told else ""
+    return words + (
+        " The wall clock is that of the machine that ran the simulation." if "seconds" in told else ""
+    )
+
+
 def target_words(comparison: Comparison) -> str:
     """ "test accuracy of 81.2% or more" """
     side = "or more" if comparison.metric.larger_is_better else "or less"
@@ -200,15 +211,14 @@ def terminal(comparison: Comparison) -> Group:
     """Everything for a terminal: notes, results, costs, verdicts."""
     parts: list[Any] = [Text(f"note  {note}") for note in (*comparison.notes, *comparison.checks)]
     header, body = results(comparison)
-    last = header.index(AREA)  # two tables, since one would be too wide
-    parts.append(_rich(f"Compared {comparison.budget.words}", header[:last], [row[:last] for row in body]))
-    rest = [[row[0], *row[last:]] for row in body]
-    parts.append(_rich("", [header[0], *header[last:]], rest))
+    parts += _halves(f"Compared {comparison.budget.words}", "", header, body, header.index(AREA))
     if comparison.tuned:
         parts.append(_rich("Tuned", *tuning.table(comparison.tuned)))
     header, body = costs(comparison)
+    times = [header.index(COST_TITLES[cost][0]) for cost in TIMES if COST_TITLES[cost][0] in header]
     if body:
-        parts.append(_rich(f"To a {target_words(comparison)}", header, body))
+        first, second = f"To a {target_words(comparison)}", f"\n{time_words(comparison)}"
+        parts += _halves(first, second, header, body, min(times, default=len(header)))
     header, body = fairness(comparison)
     if body:
         parts.append(_rich(fairness_words(comparison), header, body))
@@ -218,6 +228,17 @@ def terminal(comparison: Comparison) -> Group:
             Text(f"\n... and {len(comparison.pairs) - SHOWN_VERDICTS:,} more pairs, which the page has.")
         )
     return Group(*parts, Text(f"\n{comparison.noise_words}"))
+
+
+def _halves(
+    title: str, between: str, header: Sequence[str], body: Sequence[Sequence[str]], middle: int
+) -> list[Table | Text]:
+    """A table in two parts, the second from this column on, since one would be too wide; with words between them."""
+    first = _rich(title, header[:middle], [row[:middle] for row in body])
+    if middle == len(header):
+        return [first]
+    second = _rich("", [header[0], *header[middle:]], [[row[0], *row[middle:]] for row in body])
+    return [first, *([Text(between)] if between else []), second]
 
 
 def _rich(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:

@@ -14,9 +14,10 @@ from itertools import combinations
 import numpy as np
 
 from fedscale_local.errors import RunDirError
-from fedscale_local.reports import facts
+from fedscale_local.reports import quantities
 from fedscale_local.reports.budget import Budget, largest_common
-from fedscale_local.reports.histories import Method
+from fedscale_local.reports.clock import Clock
+from fedscale_local.reports.histories import DEFAULT_CLOCK, Method
 from fedscale_local.reports.measures import (
     Metric,
     Row,
@@ -74,6 +75,7 @@ class Comparison:
     notes: list[str]
     checks: list[str]
     tuned: Sequence[Tuned] = ()
+    clock: Clock = DEFAULT_CLOCK
 
 
 def compare(
@@ -82,10 +84,12 @@ def compare(
     target: float | None,
     left_out: Sequence[str],
     tuned: Sequence[Tuned] = (),
+    clock: Clock = DEFAULT_CLOCK,
 ) -> Comparison:
     """Compare these methods; no budget: rounds, as many as every run has; no target: what every run reached.
 
-    left_out: notes on what is not compared, and on the tuning; tuned: how the methods were tuned, where they were.
+    left_out: notes on what is not compared, and on the tuning; tuned: how the methods were tuned, where they were;
+    clock: what told the simulated seconds.
 
     Raises:
         RunDirError: no run is left, none has the metric, or nothing was measured within the budget.
@@ -108,7 +112,7 @@ def compare(
     noise = noise_floor([_known(row.columns["final"]) for row in rows])
     words = _noise_words(noise, metric)
     return Comparison(
-        metric, chosen, goal, clients, personal, rows, pairs, noise, words, notes, checks, tuned
+        metric, chosen, goal, clients, personal, rows, pairs, noise, words, notes, checks, tuned, clock
     )
 
 
@@ -299,7 +303,7 @@ def _remarks(rows: Sequence[Row], budget: Budget) -> list[str]:
     )
     sent = [row.of("bytes_spent").mean for row in rows]
     if budget.axis != "bytes" and min(sent) > 0 and max(sent) > 1.01 * min(sent):
-        low, high = (facts.bytes_text(value) for value in (min(sent), max(sent)))
+        low, high = (quantities.bytes_text(value) for value in (min(sent), max(sent)))
         at = budget.command_for_bytes(min(sent))
         notes.append(f"Methods sent {low} to {high} a run within this budget; {at} compares at equal bytes.")
     return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedscale_local.reports import quantities
 from fedscale_local.run_dir import Run
 
 RULES = {
@@ -31,49 +32,6 @@ STATISTICS = {
     "displacement": "the clients' displacement",
 }
 TIMING_PARTS = ("configure", "clients", "aggregate", "evaluate")
-BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-
-
-# ---------------------------------------------------------------- numbers as people read them
-
-
-def bytes_text(count: float) -> str:
-    """
-    >>> bytes_text(999), bytes_text(12_345_678), bytes_text(0)
-    ('999 B', '12.3 MB', '0 B')
-    """
-    power = 0
-    while power < len(BYTE_UNITS) - 1 and count >= 999.5:
-        count, power = count / 1000, power + 1
-    return f"{count:.0f} B" if power == 0 else f"{count:.3g} {BYTE_UNITS[power]}"
-
-
-def seconds_text(seconds: float) -> str:
-    """
-    >>> seconds_text(0.5), seconds_text(83.4), seconds_text(7260)
-    ('0.50 s', '1 min 23 s', '2 h 1 min')
-    """
-    if seconds < 59.95:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def loss_text(loss: float) -> str:
-    """
-    >>> loss_text(0.43712), loss_text(1.5e-7)
-    ('0.4371', '1.5e-07')
-    """
-    return f"{loss:.4g}"
-
-
-def percent_text(share: float) -> str:
-    """
-    >>> percent_text(0.81234)
-    '81.23%'
-    """
-    return f"{share:.2%}"
 
 
 # ---------------------------------------------------------------- the run in words
@@ -203,19 +161,12 @@ def privacy_words(run: Run) -> str:
     if not isinstance(privacy, dict) or not run.rounds:
         return ""
     who = "the server" if privacy.get("kind") == "central" else "each client"
+    epsilon = quantities.epsilon_text(run.rounds[-1].get("epsilon"))
     return (
-        f"epsilon {epsilon_text(run.rounds[-1].get('epsilon'))} at delta {_number(privacy.get('delta'))} after round"
+        f"epsilon {epsilon} at delta {_number(privacy.get('delta'))} after round"
         f" {run.rounds[-1]['round']}, {privacy.get('neighbours')}: {who} adds noise of multiplier"
         f" {_number(privacy.get('noise_multiplier'))}, counted by {str(privacy.get('accountant')).upper()}"
     )
-
-
-def epsilon_text(epsilon: float | None) -> str:
-    """
-    >>> epsilon_text(3.14159), epsilon_text(None)
-    ('3.142', 'infinite')
-    """
-    return "infinite" if epsilon is None else f"{epsilon:.4g}"
 
 
 def data_words(run: Run) -> str:
@@ -410,19 +361,6 @@ def failure_counts(run: Run) -> list[tuple[str, int]]:
     """(reason, how often), most frequent first."""
     reasons = (str(f.get("reason", "unknown")) for r in run.rounds for f in r.get("failures") or [])
     return Counter(reasons).most_common()
-
-
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """
-    >>> sparkline([0, 1, 2, 3, 4, 5, 6, 7])
-    '▁▂▃▄▅▆▇█'
-    """
-    if not values:
-        return ""
-    picked = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
-    picked = list(values) if len(values) <= width else picked
-    low, high = min(picked), max(picked)
-    return "".join("▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low)) if high > low else 3] for v in picked)
 
 
 def final_words(file: Path) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedscale_local.errors import RunDirError
 from fedscale_local.reports import facts
+from fedscale_local.reports.clock import Clock
 from fedscale_local.run_dir import SWEEP, Run, cells, read
 
 NOT_THE_METHOD = ("seed", "run_dir")
@@ -28,6 +29,7 @@ OF_MODEL = (
 )  # what clients.json says of each client
 PERSONAL = "personal_"  # before those of them that are of the client's own model
 OF_CLIENTS = (*OF_MODEL, *(PERSONAL + key for key in OF_MODEL[:2]))
+DEFAULT_CLOCK = Clock()
 NAME_WIDTH = 44  # characters of a name that tells every difference
 
 
@@ -40,7 +42,8 @@ class History:
     rounds   (n,) round numbers
     clients  (n,) one number for each list of sampled clients; equal lists have equal numbers
     spent    totals (n,) after each round of "rounds", "bytes" (both ways), "uplink" (bytes), "steps" (local steps of
-             all clients), "seconds"; a key is absent where the files do not tell
+             all clients), "simulated" (seconds by the clock of the federation) and "seconds" (by that of the
+             machine); a key is absent where the files do not tell
     values   metric -> (n,), NaN where it was not measured or not finite
     due      (n,) was there an evaluation in this round?
     holders  digest of partition.json, "" where there is none
@@ -83,8 +86,12 @@ class Method:
 # ---------------------------------------------------------------- finding and reading
 
 
-def gather(directories: Iterable[Path | str]) -> tuple[list[History], list[str]]:
+def gather(
+    directories: Iterable[Path | str], clock: Clock = DEFAULT_CLOCK
+) -> tuple[list[History], list[str]]:
     """Every finished run at or below these directories, and a sentence for each one that is left out.
+
+    clock: what tells the simulated seconds.
 
     Raises:
         RunDirError: nothing there; a file that cannot be read; one directory named twice; one method run twice
@@ -103,7 +110,7 @@ def gather(directories: Iterable[Path | str]) -> tuple[list[History], list[str]]
         if reason:
             left_out.append(f"{path} is left out: {reason}.")
         else:
-            histories.append(_history(run, partitions))
+            histories.append(_history(run, partitions, clock))
     _refuse_twins(histories)
     return histories, left_out
 
@@ -141,7 +148,7 @@ def _unfinished(run: Run) -> str:
     return "" if run.rounds else "it has no round"
 
 
-def _history(run: Run, partitions: dict[str, Any]) -> History:
+def _history(run: Run, partitions: dict[str, Any], clock: Clock) -> History:
     seed, records = run.config.get("seed"), run.rounds
     if not isinstance(seed, int) or isinstance(seed, bool):
         expectation = f"expected a whole number under 'seed', found {seed!r}"
@@ -162,7 +169,7 @@ def _history(run: Run, partitions: dict[str, Any]) -> History:
         method={key: value for key, value in _flat(run.config) if key not in NOT_THE_METHOD},
         rounds=rounds,
         clients=np.array([hash(tuple(record.get("clients") or ())) for record in records]),
-        spent=_spent(run, rounds),
+        spent=_spent(run, rounds, clock),
         values=values,
         due=due & bool(np.isfinite(np.stack([values["test_loss"], values["test_accuracy"]])).any()),
         holders=holders,
@@ -188,22 +195,24 @@ def _shared(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {str(key): str(value) for key, value in told.items()} if isinstance(told, dict) else {}
 
 
-def _spent(run: Run, rounds: np.ndarray) -> dict[str, np.ndarray]:
+def _spent(run: Run, rounds: np.ndarray, clock: Clock) -> dict[str, np.ndarray]:
     up, down = (
-        np.cumsum(np.array([record[key] or 0 for record in run.rounds], dtype=float))
+        np.array([record[key] or 0 for record in run.rounds], dtype=float)
         for key in ("bytes_up", "bytes_down")
     )
-    spent = {"rounds": rounds.astype(float), "bytes": up + down, "uplink": up}
+    spent = {"rounds": rounds.astype(float), "bytes": np.cumsum(up + down), "uplink": np.cumsum(up)}
     steps = _steps_of_a_client(run)
     if steps is not None:
         try:
-            each = [sum(steps[client] for client in record.get("clients") or ()) for record in run.rounds]
+            taken = [[steps[client] for client in record.get("clients") or ()] for record in run.rounds]
         except (IndexError, TypeError):
             expectation = "its 'clients' are not those of partition.json"
             raise RunDirError(
                 str(run.path / "rounds.jsonl"), expectation, "restore the file, or leave this run out"
             ) from None
-        spent["steps"] = np.cumsum(np.array(each, dtype=float))
+        spent["steps"] = np.cumsum(np.array([sum(each) for each in taken], dtype=float))
+        most, asked = np.array([(max(each, default=0), len(each)) for each in taken], dtype=float).T
+        spent["simulated"] = np.cumsum(clock.seconds(most, down, up, asked))
     seconds = {record.get("round"): record.get("round_seconds") for record in run.timing}
     took = [seconds.get(record["round"]) for record in run.rounds]
     if all(isinstance(one, int | float) for one in took):

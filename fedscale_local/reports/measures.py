@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedscale_local.errors import RunDirError
-from fedscale_local.reports import facts
+from fedscale_local.reports import quantities
 from fedscale_local.reports.budget import Budget
 from fedscale_local.reports.histories import METRICS, OF_MODEL, PERSONAL, History, Method
 from fedscale_local.reports.statistics import Estimate, estimate
 
 TITLES = {"test_accuracy": "test accuracy", "test_loss": "test loss", "train_loss": "training loss"}
 TITLES |= {"train_accuracy": "training accuracy"}
-COSTS = ("rounds", "uplink", "bytes", "steps", "seconds")
+COSTS = ("rounds", "uplink", "bytes", "steps", "simulated", "seconds")
 FAIRNESS = ("clients_mean", "clients_worst_decile", "clients_deviation")
 OF_OWN_MODELS = tuple(PERSONAL + column for column in FAIRNESS)
 WORST = 0.1  # share of the clients in the worst decile
@@ -45,7 +45,7 @@ class Metric:
         """One value: "81.23%" or "0.4371"."""
         if math.isnan(value):
             return "-"
-        return facts.percent_text(value) if self.is_share else facts.loss_text(value)
+        return quantities.percent_text(value) if self.is_share else quantities.loss_text(value)
 
     def amount(self, mean: float, half: float) -> str:
         """A difference or a mean with its half-width, without unit: "1.80 ± 0.40"."""

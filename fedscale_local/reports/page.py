@@ -12,7 +12,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from fedscale_local import plots
-from fedscale_local.reports import facts
+from fedscale_local.reports import facts, quantities
 from fedscale_local.reports.parts import (
     csv_text,
     document,
@@ -84,25 +84,25 @@ def _head(run: Run, title: str) -> str:
 
 
 def _tiles(run: Run, numbers: facts.Summary) -> Iterable[str]:
-    accuracy, loss, percent = numbers.test_accuracy, numbers.test_loss, facts.percent_text
+    accuracy, loss, percent = numbers.test_accuracy, numbers.test_loss, quantities.percent_text
     if accuracy is not None:
         below = facts.measured_words(run, accuracy, numbers.best_accuracy, percent)
         yield tile("Test accuracy", percent(accuracy[0]), below, main=True)
     if loss is not None:
-        below = facts.measured_words(run, loss, numbers.best_loss, facts.loss_text)
-        yield tile("Test loss", facts.loss_text(loss[0]), below, main=accuracy is None)
+        below = facts.measured_words(run, loss, numbers.best_loss, quantities.loss_text)
+        yield tile("Test loss", quantities.loss_text(loss[0]), below, main=accuracy is None)
     if numbers.train_loss is not None:
         value, when = numbers.train_loss
-        yield tile("Training loss", facts.loss_text(value), f"round {when}, clients' mean")
+        yield tile("Training loss", quantities.loss_text(value), f"round {when}, clients' mean")
     if facts.privacy_words(run):
         about = run.manifest["privacy"]
         below = f"{about.get('kind')}, at delta {about.get('delta')}"
-        yield tile("Epsilon", facts.epsilon_text(run.rounds[-1].get("epsilon")), below)
-    both = f"{facts.bytes_text(numbers.bytes_up)} up, {facts.bytes_text(numbers.bytes_down)} down"
-    yield tile("Sent", facts.bytes_text(numbers.bytes_up + numbers.bytes_down), both)
+        yield tile("Epsilon", quantities.epsilon_text(run.rounds[-1].get("epsilon")), below)
+    both = f"{quantities.bytes_text(numbers.bytes_up)} up, {quantities.bytes_text(numbers.bytes_down)} down"
+    yield tile("Sent", quantities.bytes_text(numbers.bytes_up + numbers.bytes_down), both)
     if numbers.seconds is not None:
         pace = f"{numbers.num_rounds / numbers.seconds:.3g} rounds a second" if numbers.seconds > 0 else ""
-        yield tile("Time", facts.seconds_text(numbers.seconds), pace)
+        yield tile("Time", quantities.seconds_text(numbers.seconds), pace)
     if numbers.num_failures:
         yield tile("Failed replies", f"{numbers.num_failures:,}", "left out, listed below")
 
@@ -150,7 +150,9 @@ def _time(run: Run) -> str:
     for part, share in shares.items():
         paint = f"background:var(--{PART_COLOURS[part]})"
         bar += f'<i style="flex:{100 * share:.4g};{paint}"></i>'
-        key += f'<span><i style="{paint}"></i>{part} {facts.seconds_text(parts[part])} ({share:.0%})</span>'
+        key += (
+            f'<span><i style="{paint}"></i>{part} {quantities.seconds_text(parts[part])} ({share:.0%})</span>'
+        )
     inside = f'<div class="card"><div class="bar">{bar}</div><div class="key">{key}</div></div>'
     return section("Where the time went", inside)
 
