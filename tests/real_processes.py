@@ -27,6 +27,18 @@ def marked(text: str) -> list[int]:
     return found
 
 
+def descendants(process: int) -> list[int]:
+    """The process, what it has started, what that has started, and so on."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [process]
+    for one in found:  # found grows meanwhile
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
 def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

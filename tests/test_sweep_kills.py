@@ -9,9 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from real_processes import descendants
 
 ARGUMENTS = (
     "run -m data=synthetic data.dimension=4 data.num_classes=3 num_clients=4 num_rounds=12 model=logistic "
@@ -32,30 +35,45 @@ def start(place: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def finish(place: Path) -> None:
+def finish(place: Path) -> float:
+    """The whole sweep, or what is left of it; the seconds that its report took."""
     process = start(place)
     assert process.wait() == 0, (place / "out.txt").read_text()
+    return time.time() - written(place / "s" / "sweep.json")
+
+
+def written(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def rounds_done(place: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (place / "s").glob("*/rounds.jsonl"))
 
 
-def kill_after(place: Path, num_rounds: int, seconds: float) -> None:
-    """Kill the sweep when it has done so many more rounds, and a little later."""
-    before, process = rounds_done(place), start(place)
-    while rounds_done(place) < before + num_rounds:
-        assert process.poll() is None, (place / "out.txt").read_text()
-        time.sleep(0.005)
+def reports(place: Path, since: float) -> bool:
+    """Are all cells done, and was that put on record since then? What is left to do is the sweep's report."""
+    pages = [written(path) for path in (place / "s").glob("*/report.html")]
+    return len(pages) == NUM_CELLS and written(place / "s" / "sweep.json") >= max(since, *pages)
+
+
+def kill(place: Path, whole_tree: bool, is_time: Callable[[float], bool], seconds: float) -> bool:
+    """Begin the sweep and kill it so long after it is time; False if it was done before."""
+    since, process = time.time(), start(place)
+    while not is_time(since) and process.poll() is None:
+        time.sleep(0.002)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was done before it was killed"
+    for one in descendants(process.pid) if whole_tree else [process.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+    status = process.wait()
+    assert status in (0, -signal.SIGKILL), (place / "out.txt").read_text()
+    return status != 0
 
 
 def told(place: Path) -> dict[str, bytes]:
     """Everything that the seeds determine, and the report without its time stamps."""
     folder = place / "s"
-    names = ("rounds.jsonl", "model.safetensors", "partition.json", "config.yaml")
+    names = ("rounds.jsonl", "model.safetensors", "partition.json", "config.yaml", "clients.json")
     found = {
         str(path.relative_to(folder)): path.read_bytes()
         for name in names
@@ -70,18 +88,28 @@ def told(place: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_five_times_it_ends_with_the_same_report(tmp_path: Path) -> None:
-    draw = random.Random(os.getpid())
-    finish(tmp_path / "whole")
-    for _ in range(KILLS):
-        kill_after(tmp_path / "killed", draw.randrange(NUM_CELLS * NUM_ROUNDS // 6), draw.uniform(0, 0.5))
-    assert rounds_done(tmp_path / "killed") < NUM_CELLS * NUM_ROUNDS
-    finish(tmp_path / "killed")
-    whole, killed = told(tmp_path / "whole"), told(tmp_path / "killed")
-    assert len(whole) == 4 * NUM_CELLS + 2 and whole.keys() == killed.keys()
-    assert [name for name in whole if whole[name] != killed[name]] == []
-    resumed = [
-        path
-        for path in (tmp_path / "killed" / "s").glob("*/manifest.json")
-        if b"resumed" in path.read_bytes()
-    ]
-    assert resumed, "no kill has hit a run that was under way"
+    """Four moments are drawn over the rounds of all cells, one over the writing of the report.
+
+    One kill of the first four comes a while after its round: between two cells, or as one begins or ends. Three kills,
+    the last among them, take every process of the sweep at once, two only the first, whose end the others then see.
+    """
+    seed = int(os.environ.get("KILLS_SEED") or time.time_ns())
+    print(f"KILLS_SEED={seed} draws the same moments again")
+    draw = random.Random(seed)
+    report_seconds = finish(tmp_path / "whole")
+    killed = tmp_path / "killed"
+    moments = sorted(draw.randrange(NUM_CELLS * NUM_ROUNDS) for _ in range(KILLS - 1))
+    delays = draw.sample([0, 0, 0, draw.uniform(0, min(1, report_seconds / 2))], KILLS - 1)
+    trees = draw.sample([True, True, False, False], KILLS - 1)
+    for moment, delay, whole_tree in zip(moments, delays, trees, strict=True):
+        assert kill(killed, whole_tree, lambda _, moment=moment: rounds_done(killed) >= moment, delay)
+    print(f"the report takes {report_seconds:.1f} s; kills at {moments} after {delays}, whole trees {trees}")
+    while not kill(killed, True, lambda since: reports(killed, since), draw.uniform(0, report_seconds)):
+        pass  # it was quicker than the undisturbed one, and writes its report again
+    finish(killed)
+    whole, after = told(tmp_path / "whole"), told(killed)
+    assert len(whole) == 5 * NUM_CELLS + 2 and whole.keys() == after.keys()
+    assert [name for name in whole if whole[name] != after[name]] == []
+    assert len(list(killed.glob("s/*/report.html"))) == NUM_CELLS
+    manifests = [path.read_bytes() for path in killed.glob("s/*/manifest.json")]
+    assert any(b"resumed" in manifest for manifest in manifests), "no kill has hit a run that was under way"

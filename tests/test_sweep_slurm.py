@@ -29,7 +29,10 @@ ON_SLURM = (
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from submitit.core.core import Job
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Job, "_results_timeout_s", 1)  # for a disk that shows late what another machine wrote
     return slurm.install(tmp_path / "slurm", monkeypatch)
 
 
