@@ -19,7 +19,7 @@ from rich.console import Console
 from fedscale_local import cli, reports, sweep
 from fedscale_local.reports import budget, clock, comparison, histories
 from fedscale_local.reports.compare_tables import fairness
-from fedscale_local.reports.measures import FAIRNESS, OF_OWN_MODELS
+from fedscale_local.reports.measures import FAIRNESS, of_column
 
 PER_ROUND = {"rounds": 1, "bytes": 2000, "steps": 50}
 """What a round of compared.run takes: 1000 bytes each way, 10 local steps of 5 clients."""
@@ -192,7 +192,8 @@ def test_the_downloads_are_the_numbers(tmp_path: Path) -> None:
         "methods.csv",
         "costs.csv",
         "pairs.csv",
-        "clients.csv",
+        "clients-train_accuracy.csv",
+        "clients-train_loss.csv",
         "differences.csv",
     }
     for row in found["runs.csv"]:
@@ -205,27 +206,46 @@ def test_the_downloads_are_the_numbers(tmp_path: Path) -> None:
 
 
 def test_fairness_is_over_the_clients_that_hold_something(tmp_path: Path) -> None:
-    """20 clients evenly between final - 0.1 and final + 0.1: the worst two have a mean of final - 0.0947."""
+    """20 clients evenly between final - 0.1 and final + 0.1: the worst two have a mean of final - 0.0947.
+
+    Of the loss the worst are the largest.
+    """
     runs = compared.methods(tmp_path / "runs", {"a": [0.8, 0.8]})
     file = tmp_path / "runs" / "a-0" / "clients.json"
     held = json.loads(file.read_text())
     file.write_text(json.dumps({key: [*values, None] for key, values in held.items()}))
-    row = of(runs).rows[0]
-    deviation = 0.2 / 19 * np.sqrt((20**2 - 1) / 12)
+    found = of(runs)
+    assert found.clients == ["train_accuracy", "train_loss"]
+    variance = (0.2 / 19) ** 2 * (20**2 - 1) / 12
+    by_hand = {
+        "train_accuracy": (0.8, 0.7 + 0.1 / 19, variance),
+        "train_loss": (0.7, 0.8 - 0.1 / 19, variance),
+    }
+    for key, figures in by_hand.items():
+        for seed in (0, 1):
+            told = [found.rows[0].columns[of_column(key, figure)][seed] for figure in FAIRNESS]
+            assert told == pytest.approx(figures, rel=1e-12)
+    header, body = fairness(found, "train_accuracy")
+    assert header[-1] == "variance (points²)" and body[0][-1] == f"{1e4 * variance:.3g}"
+    page = page_of(runs, tmp_path / "page.html")
+    for title in ("Training accuracy", "Training loss"):
+        assert f"<figcaption>{title} from client to client</figcaption>" in page
+    rows = downloads(page)
+    assert float(rows["runs.csv"][0]["clients_train_loss_variance"]) == pytest.approx(variance, rel=1e-12)
+    assert rows["clients-train_loss.csv"][0]["variance"] == f"{variance:.3g}"
+
+
+def test_what_is_told_of_test_examples_and_of_own_models_goes_before_and_beside(tmp_path: Path) -> None:
+    runs = compared.methods(tmp_path / "runs", {"a": [0.8, 0.8]})
     for seed in (0, 1):
-        assert row.columns["clients_mean"][seed] == pytest.approx(0.8, rel=1e-12)
-        assert row.columns["clients_worst_decile"][seed] == pytest.approx(0.7 + 0.1 / 19, rel=1e-12)
-        assert row.columns["clients_deviation"][seed] == pytest.approx(deviation, rel=1e-12)
-    for seed in (0, 1):  # what is told of test examples and of own models goes before and beside
         file = tmp_path / "runs" / f"a-{seed}" / "clients.json"
         more = {"test_accuracy": [0.5, 0.7, None], "personal_test_accuracy": [0.9, 0.7, None], "failures": []}
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
-    compared_with = of(runs)
-    row = compared_with.rows[0]
-    assert (compared_with.clients, compared_with.personal) == ("test_accuracy", "personal_test_accuracy")
-    told = {name: row.columns[name][0] for name in (*FAIRNESS, *OF_OWN_MODELS)}
-    assert list(told.values()) == pytest.approx([0.6, 0.5, 0.1, 0.8, 0.7, 0.1], rel=1e-12)
-    header, body = fairness(compared_with)
+    found = of(runs)
+    assert found.clients == ["test_accuracy", "personal_test_accuracy"]
+    told = [found.rows[0].columns[of_column(key, figure)][0] for key in found.clients for figure in FAIRNESS]
+    assert told == pytest.approx([0.6, 0.5, 0.01, 0.8, 0.7, 0.01], rel=1e-12)
+    header, body = fairness(found, "test_accuracy")
     assert len(header) == len(body[0]) == 1 + 2 * len(FAIRNESS)
     assert body[0][4].startswith("80.00%")
     page = page_of(runs, tmp_path / "own.html")
@@ -233,7 +253,7 @@ def test_fairness_is_over_the_clients_that_hold_something(tmp_path: Path) -> Non
         page
     )
     file.unlink()
-    assert of(runs).clients == "" and "From client to client" not in page_of(runs, tmp_path / "page.html")
+    assert of(runs).clients == [] and "From client to client" not in page_of(runs, tmp_path / "page.html")
 
 
 def test_nothing_is_asked_of_a_network_and_no_script_runs(tmp_path: Path) -> None:

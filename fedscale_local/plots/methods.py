@@ -45,13 +45,13 @@ def colour_of(place: int) -> str:
 @styled
 def band_figure(
     bands: Sequence[Band | None], xlabel: str, ylabel: str, *,
-    percent: bool = False, budget: float | None = None, width: float = 5.4,
+    percent: bool = False, budget: float | None = None,
 ) -> Figure:  # fmt: skip
     """Mean curves, each in a band as wide as its interval; an upright line where the budget ends.
 
     The place of a band is that of its method in the table; None: this method has no such curve.
     """
-    figure, axes = canvas(width, 3.3)
+    figure, axes = canvas(5.4, 3.3)
     drawn = [(place, band) for place, band in enumerate(bands) if band is not None]
     few = max(len(band.x) for _, band in drawn) <= 40
     every: list[float] = []

@@ -10,7 +10,7 @@ import numpy as np
 from fedscale_local import plots
 from fedscale_local.reports import compare_tables as tables
 from fedscale_local.reports.comparison import Comparison
-from fedscale_local.reports.histories import Method
+from fedscale_local.reports.histories import PERSONAL, Method
 from fedscale_local.reports.measures import Metric, Row
 from fedscale_local.reports.parts import csv_text, download, line_key, picture, section, table
 from fedscale_local.reports.statistics import estimate
@@ -142,25 +142,23 @@ def _differences(comparison: Comparison) -> str:
 
 
 def fairness(comparison: Comparison) -> str:
-    """How the last model does from client to client."""
-    header, body = tables.fairness(comparison)
-    if not body:
+    """How the last model does from client to client, in each of the metrics that clients.json has."""
+    inside = ""
+    for key in tables.of_model(comparison):
+        header, body = tables.fairness(comparison, key)
+        words = f"{tables.fairness_words(comparison, key)}; mean over seeds ± half of the 95 % interval."
+        rows = f'<div class="card scroll">{table(header, body, "named")}</div>'
+        save = download(f"clients-{key}.csv", csv_text(header, body), "This table as CSV")
+        inside += f'<p class="muted">{escape(words)}</p>{rows}{save}'
+    if not inside:
         return ""
-    words = f"{tables.fairness_words(comparison)}; mean over seeds ± half of the 95 % interval. The deviation is the "
-    words += "standard deviation over clients, the root of the variance."
-    inside = (
-        f'<p class="muted">{escape(words)}</p><div class="card scroll">{table(header, body, "named")}</div>'
-    )
-    inside += download("clients.csv", csv_text(header, body), "This table as CSV")
-    inside += _over_clients(comparison, comparison.clients, "clients", "from client to client")
-    if comparison.personal:
-        words = "from client to client, each with a model of its own"
-        inside += _over_clients(comparison, comparison.personal, "own-models", words)
+    figures = "".join(_over_clients(comparison, key) for key in comparison.clients)
+    inside += f'{_key(comparison.rows[:MAX_CURVES])}<div class="figures gap">{figures}</div>'
     return section("From client to client", inside)
 
 
-def _over_clients(comparison: Comparison, key: str, name: str, words: str) -> str:
-    """The picture of this key of clients.json: its quantiles, worst first, a band a method."""
+def _over_clients(comparison: Comparison, key: str) -> str:
+    """The distribution of this key of clients.json: its quantiles, worst first, a band a method."""
     metric, bands = Metric(key), []
     for row in comparison.rows[:MAX_CURVES]:
         curves = []
@@ -169,9 +167,10 @@ def _over_clients(comparison: Comparison, key: str, name: str, words: str) -> st
             curves.append((100 * SHARES, np.quantile(run.clients_at_end[key], worst_first)))
         bands.append(_mean_of(row.method.name, curves))
     label = "% of the clients, worst first"
-    figure = plots.band_figure(bands, label, metric.title, percent=metric.larger_is_better, width=11.0)
-    caption = f"{metric.title[0].upper()}{metric.title[1:]} {words}"
-    return picture(name, caption, figure, wide=True)
+    figure = plots.band_figure(bands, label, metric.title, percent=metric.is_share)
+    own = ", each with a model of its own" if key.startswith(PERSONAL) else ""
+    caption = f"{metric.title[0].upper()}{metric.title[1:]} from client to client{own}"
+    return picture(f"clients-{key}", caption, figure)
 
 
 def preconditioner(comparison: Comparison) -> str:

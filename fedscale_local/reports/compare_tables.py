@@ -12,7 +12,8 @@ from rich.text import Text
 
 from fedscale_local.reports import quantities, tuning
 from fedscale_local.reports.comparison import Comparison, Pair
-from fedscale_local.reports.measures import COSTS, FAIRNESS, OF_OWN_MODELS, Metric, Row
+from fedscale_local.reports.histories import PERSONAL
+from fedscale_local.reports.measures import COSTS, FAIRNESS, Metric, Row, of_column
 from fedscale_local.reports.statistics import LEVEL, MIN_SEEDS, Estimate
 
 SHOWN_PAIRS = 60
@@ -91,28 +92,53 @@ def costs(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def fairness(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and a row a method: how the last round's model does over the clients; no rows where files do not say."""
-    header = ["method", "mean over clients", "worst tenth of them", "deviation between them"]
-    if not comparison.clients:
-        return header, []
-    metric, columns = Metric(comparison.clients), list(FAIRNESS)
-    if comparison.personal:
-        header += ["mean of own models", "worst tenth of these", "deviation between these"]
-        columns += OF_OWN_MODELS
+def fairness(comparison: Comparison, key: str) -> tuple[list[str], list[list[str]]]:
+    """Header and a row a method: how the last round's model does over the clients by this key of clients.json.
+
+    The figures of the clients' own models stand beside, where the comparison has them.
+    """
+    header, columns = (
+        ["method", "mean over clients", "worst tenth of them", f"variance{_squared(key)}"],
+        [key],
+    )
+    if PERSONAL + key in comparison.clients:
+        header += ["mean of own models", "worst tenth of these", f"their variance{_squared(key)}"]
+        columns.append(PERSONAL + key)
     body = [
-        [row.method.name, *(value_text(row.of(column), metric) for column in columns)]
+        [row.method.name, *(_fair(row, one, figure) for one in columns for figure in FAIRNESS)]
         for row in comparison.rows
     ]
     return header, body
 
 
-def fairness_words(comparison: Comparison) -> str:
+def of_model(comparison: Comparison) -> list[str]:
+    """The keys of clients.json that are told of the global model."""
+    return [key for key in comparison.clients if not key.startswith(PERSONAL)]
+
+
+def _squared(key: str) -> str:
+    return " (points²)" if Metric(key).is_share else ""
+
+
+def _fair(row: Row, key: str, figure: str) -> str:
+    """A mean over seeds and its interval; a variance of shares in squares of points."""
+    known, metric = row.of(of_column(key, figure)), Metric(key)
+    if figure != "variance":
+        return value_text(known, metric)
+    square = 100**2 if metric.is_share else 1
+    return with_half(Estimate(square * known.mean, square * known.half, known.n), _three, _three)
+
+
+def _three(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def fairness_words(comparison: Comparison, key: str) -> str:
     """What the table of `fairness` shows."""
-    title = Metric(comparison.clients).title
-    kind = "training" if comparison.clients.startswith("train") else "test"
+    title = Metric(key).title
+    kind = "training" if key.startswith("train") else "test"
     words = f"{title[0].upper()}{title[1:]} of each run's last model on every client's own {kind} examples"
-    if comparison.personal:
+    if PERSONAL + key in comparison.clients:
         words += "; own models: after each client's eval_personal_steps plain gradient steps from it"
     cut = any(
         run.spent["rounds"][comparison.budget.holds(run)][-1] < run.rounds[-1]
@@ -219,9 +245,9 @@ def terminal(comparison: Comparison) -> Group:
     if body:
         first, second = f"To a {target_words(comparison)}", f"\n{time_words(comparison)}"
         parts += _halves(first, second, header, body, min(times, default=len(header)))
-    header, body = fairness(comparison)
-    if body:
-        parts.append(_rich(fairness_words(comparison), header, body))
+    for key in of_model(comparison):
+        parts.append(Text(f"\n{fairness_words(comparison, key)}"))
+        parts.append(_rich("", *fairness(comparison, key)))
     parts += [Text(f"\n{pair.words}") for pair in comparison.pairs[:SHOWN_VERDICTS]]
     if len(comparison.pairs) > SHOWN_VERDICTS:
         parts.append(

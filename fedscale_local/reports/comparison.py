@@ -59,15 +59,13 @@ class Pair:
 class Comparison:
     """Everything that a comparison says. `target` is a value of the metric, NaN for none; rows are best first.
 
-    clients, personal: the keys of clients.json that all runs have, of the global model and of the clients' own; "" for
-    none.
+    clients: the keys of clients.json that are told of.
     """
 
     metric: Metric
     budget: Budget
     target: float
-    clients: str
-    personal: str
+    clients: list[str]
     rows: list[Row]
     pairs: list[Pair]
     noise: tuple[float, float] | None
@@ -104,16 +102,14 @@ def compare(
     notes += chosen.remarks(runs)
     goal = easiest_best(runs, metric, chosen) if target is None else target
     window = common_window(runs, metric, chosen)
-    clients, personal = of_clients(runs)
-    rows = [row_of(method, metric, chosen, goal, window, clients, personal) for method in methods]
+    clients = of_clients(runs)
+    rows = [row_of(method, metric, chosen, goal, window, clients) for method in methods]
     rows = _ranked(rows, metric)
     pairs, checks = _pairs(rows, metric, chosen)
     notes += _remarks(rows, chosen)
     noise = noise_floor([_known(row.columns["final"]) for row in rows])
     words = _noise_words(noise, metric)
-    return Comparison(
-        metric, chosen, goal, clients, personal, rows, pairs, noise, words, notes, checks, tuned, clock
-    )
+    return Comparison(metric, chosen, goal, clients, rows, pairs, noise, words, notes, checks, tuned, clock)
 
 
 def _known(column: dict[int, float]) -> list[float]:

@@ -17,8 +17,7 @@ from fedscale_local.reports.statistics import Estimate, estimate
 TITLES = {"test_accuracy": "test accuracy", "test_loss": "test loss", "train_loss": "training loss"}
 TITLES |= {"train_accuracy": "training accuracy"}
 COSTS = ("rounds", "uplink", "bytes", "steps", "simulated", "seconds")
-FAIRNESS = ("clients_mean", "clients_worst_decile", "clients_deviation")
-OF_OWN_MODELS = tuple(PERSONAL + column for column in FAIRNESS)
+FAIRNESS = ("mean", "worst_decile", "variance")  # over the clients
 WORST = 0.1  # share of the clients in the worst decile
 
 
@@ -94,31 +93,37 @@ def points(run: History, key: str, budget: Budget) -> np.ndarray:
     return measured[budget.holds(run)[measured]]
 
 
-def of_clients(runs: Sequence[History]) -> tuple[str, str]:
-    """The keys of clients.json that all these runs have, of the global model and of the clients' own; "" for none.
+def of_clients(runs: Sequence[History]) -> list[str]:
+    """The keys of clients.json that are told: accuracy and loss, so far as all these runs have them.
 
-    Test examples go before training examples, accuracy before loss.
+    Of test examples, or else of training examples; after each that of the clients' own models, if all have it.
     """
 
     def had_by_all(key: str) -> bool:
         return all(key in run.clients_at_end for run in runs)
 
-    key = next(filter(had_by_all, OF_MODEL), "")
-    return key, PERSONAL + key if had_by_all(PERSONAL + key) else ""
+    known = list(filter(had_by_all, OF_MODEL))
+    kind = known[0].split("_")[0] if known else ""
+    both = [key for key in known if key.startswith(kind)]
+    return [key for one in both for key in (one, PERSONAL + one) if had_by_all(key)]
+
+
+def of_column(key: str, figure: str) -> str:
+    """The name of a column: this figure of FAIRNESS over the clients, of this key of clients.json."""
+    return f"clients_{key}_{figure}"
 
 
 def fairness(values: np.ndarray, larger_is_better: bool) -> tuple[float, float, float]:
-    """Mean over clients, mean over the worst tenth of them (one client at least), and standard deviation.
+    """Mean over clients, mean over the worst tenth of them (one client at least), and variance over all of them.
 
-    values: (clients,). The deviation is that of all clients, so its square is the variance of Li et al. 2020,
-    "Fair Resource Allocation in Federated Learning".
+    values: (clients,). These are the figures of Li et al. 2020, "Fair Resource Allocation in Federated Learning".
 
     >>> fairness(np.arange(20.0), larger_is_better=True)
-    (9.5, 0.5, 5.766281297335398)
+    (9.5, 0.5, 33.25)
     """
     ordered = np.sort(values if larger_is_better else -values)
     worst = float(ordered[: math.ceil(WORST * len(values))].mean())
-    return float(values.mean()), worst if larger_is_better else -worst, float(values.std())
+    return float(values.mean()), worst if larger_is_better else -worst, float(values.var())
 
 
 def row_of(
@@ -127,14 +132,11 @@ def row_of(
     budget: Budget,
     target: float,
     window: tuple[float, float] | None,
-    clients: str,
-    personal: str,
+    clients: Sequence[str],
 ) -> Row:
-    """The columns of a method; clients, personal: the keys of clients.json that are told, "" for none."""
+    """The columns of a method; clients: the keys of clients.json that are told."""
     numbers = {
-        seed: _numbers(run, metric, budget, target, window)
-        | _fairness(run, clients, FAIRNESS)
-        | _fairness(run, personal, OF_OWN_MODELS)
+        seed: _numbers(run, metric, budget, target, window) | _fairness(run, clients)
         for seed, run in sorted(method.runs.items())
     }
     columns = {
@@ -168,10 +170,12 @@ def _numbers(
     return {name: float(value) for name, value in numbers.items()}
 
 
-def _fairness(run: History, key: str, names: Sequence[str]) -> dict[str, float]:
-    if not key:
-        return dict.fromkeys(names, math.nan)
-    return dict(zip(names, fairness(run.clients_at_end[key], Metric(key).larger_is_better), strict=True))
+def _fairness(run: History, keys: Sequence[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for key in keys:
+        figures = fairness(run.clients_at_end[key], Metric(key).larger_is_better)
+        found |= {of_column(key, name): figure for name, figure in zip(FAIRNESS, figures, strict=True)}
+    return found
 
 
 def _mean_height(x: np.ndarray, y: np.ndarray, left: float, right: float) -> float:
