@@ -106,7 +106,8 @@ def _all_trials(planned: Tuning, settings: Tune, folder: Path, studies: Sequence
     given_up: dict[str, int] = {}
     for number in range(settings.trials):
         todo = [s for s in studies if len(s.stored.trials) <= number and s.name not in given_up]
-        attempts = [_begun(planned, settings, folder, study, number) for study in todo]
+        begun = (_begun(planned, settings, folder, study, number) for study in todo)
+        attempts = [attempt for attempt in begun if attempt is not None]
         every = [cell for attempt in attempts for cell in attempt.cells]
         if not every:
             continue
@@ -162,10 +163,12 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
 # ---------------------------------------------------------------- one trial
 
 
-def _begun(planned: Tuning, settings: Tune, folder: Path, study: Study, number: int) -> Attempt:
-    """What is drawn for this trial, and its cells."""
+def _begun(planned: Tuning, settings: Tune, folder: Path, study: Study, number: int) -> Attempt | None:
+    """What is drawn for this trial, and its cells; None where the whole space was tried."""
     seed = int(planned.seeds[0])
     drawn = drawing.draw(planned.space, study.stored, randomness.derive(seed, "tune", number))
+    if drawn is None:
+        return None
     values = {d.key: drawing.text(drawn[d.name]) for d in planned.space}
     jobs = planned.jobs(study.method, values)
     apart = [*planned.apart[study.method], *(f"{key.lstrip('+')}={value}" for key, value in values.items())]

@@ -131,6 +131,26 @@ def test_draws_stay_in_the_space_and_depend_on_seed_and_history_alone() -> None:
     assert all(v["a"] == float(f"{v['a']:.3g}") or v["a"] == 0.0123456 for v in first)
 
 
+def test_a_finite_space_is_tried_whole_before_anything_is_tried_twice() -> None:
+    space = [
+        Dimension("a", ("x", "y", "z")),
+        Dimension("b", (), 2, 6, 2, is_int=True),
+        Dimension("c", (), 0.1, 0.5, 0.2),
+    ]
+    every = {(a, b, c) for a in "xyz" for b in (2, 4, 6) for c in ("0.1", "0.3", "0.5")}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study, found = optuna.create_study(), set()
+    for number in range(len(every)):
+        values = drawing.draw(space, study, number)
+        assert values is not None
+        distributions = {d.name: drawing.distribution(d) for d in space}
+        study.add_trial(
+            optuna.trial.create_trial(params=values, distributions=distributions, value=float(number))
+        )
+        found.add((values["a"], values["b"], f"{values['c']:.1f}"))
+    assert found == every and drawing.draw(space, study, 99) is None
+
+
 # ---------------------------------------------------------------- the median rule
 
 
@@ -217,6 +237,17 @@ def test_each_method_has_as_many_trials_over_the_same_seeds_and_a_repeated_comma
     assert cli.main(arguments) == 0 and told() == before and tried["count"] == 16
     assert cli.main([*arguments, "tune.trials=5"]) == 0 and tried["count"] == 20
     assert [m["trials"][:4] for m in told()] == [m["trials"] for m in before]
+
+
+def test_more_trials_than_a_space_has_values_are_those_values(tried: dict[str, Any]) -> None:
+    asked = ["strategy=fedavg,savic", "client.step_size=choice(0.01,0.1,0.5)", "tune.trials=5"]
+    assert (
+        cli.main(["tune", *TINY, *asked, "tune.metric=train_loss", "tune.prune=false", "hydra.sweep.dir=t"])
+        == 0
+    )
+    for method in told():
+        values = [trial["values"]["client.step_size"] for trial in method["trials"]]
+        assert sorted(values) == ["0.01", "0.1", "0.5"] and values[method["best"]] == "0.1"
 
 
 class Killed(BaseException):
