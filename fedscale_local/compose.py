@@ -106,7 +106,25 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
         keys = [key for key in composed if key not in ("hydra", "tune")]
         container = OmegaConf.to_container(OmegaConf.masked_copy(composed, keys), resolve=True)
     assert isinstance(container, dict)
+    if container.pop("study") is not None:
+        raise ConfigError(
+            next((o for o in overrides if key_of(o) == "experiment"), "study"),
+            "it is a study: many runs, which are tuned and compared",
+            "run the command that its file begins with, or add study=null for one run in its setting",
+        )
     return {str(key): value for key, value in container.items()}
+
+
+def study(overrides: Sequence[str]) -> dict[str, Any]:
+    """The section `study` of these overrides, unchecked; raises ConfigError where their experiment is none."""
+    from omegaconf import OmegaConf
+
+    with refusing(overrides):
+        found: Any = OmegaConf.to_container(OmegaConf.masked_copy(_composed(*prepare(overrides)), "study"))
+    if not isinstance(found["study"], dict):
+        expectation = "expected an experiment that is a study"
+        raise ConfigError(show(" ".join(overrides)), expectation, "name one whose file has a section study")
+    return dict(found["study"])
 
 
 @lru_cache(maxsize=1)
