@@ -27,7 +27,7 @@ from fedscale_local.config import Config, CustomClient
 from fedscale_local.config_engines import Ray
 from fedscale_local.config_secure import SecureAggregation
 from fedscale_local.data.shard import Place
-from fedscale_local.errors import ClientError, late
+from fedscale_local.errors import RAISED, ClientError, late
 from fedscale_local.experiment import Experiment, build, client_app, config_of
 from fedscale_local.processes import ending_after, in_time
 
@@ -90,7 +90,7 @@ def answer(message: Message, context: Context) -> Message:
             else:
                 reply = cohort([message], [context])[0]
             return adapter.with_client(reply, context)
-    except Exception as error:
+    except RAISED as error:
         return adapter.error_reply(_reason(config, error), message)
 
 
@@ -119,7 +119,7 @@ def answer_all(message: Message, context: Context) -> Message:
             contexts = [_context_of(part, context) for part in parts]
             replies = cohort(messages, contexts, run=run)
             return Message(chunk.pack(list(map(_part, parts, replies, contexts))), reply_to=message)
-    except Exception as error:
+    except RAISED as error:
         return adapter.error_reply(f"{type(error).__name__}: {error}", message)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clients.training import Order
 from fedscale_local import sending, server_step, wire
-from fedscale_local.errors import ClientError
+from fedscale_local.errors import RAISED, ClientError
 from fedscale_local.experiment import Experiment
 from fedscale_local.local_rule import State
 from fedscale_local.scaling import Memory
@@ -49,7 +49,7 @@ def try_unpack(
         if sent.to_new is None:
             sent.to_new = _order(experiment, sent, context, client)
         return sent.to_new._replace(client=client)
-    except Exception as error:
+    except RAISED as error:
         return ClientError("unpack", client, round, f"{type(error).__name__}: {error}")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedscale_local import curvature
 from fedscale_local.client_step import Measure, probe, scaled_local_steps
-from fedscale_local.errors import ClientError
+from fedscale_local.errors import RAISED, ClientError
 from fedscale_local.experiment import Experiment
 from fedscale_local.local_rule import State
 from fedscale_local.randomness import derive, generator
@@ -98,7 +98,7 @@ def train(experiment: Experiment, cohort: Sequence[Order]) -> list[Outcome]:
     """One outcome per order. A stack that fails is done again one by one, which names the client at fault."""
     try:
         updates = _train(experiment, cohort)
-    except Exception as error:
+    except RAISED as error:
         reason = f"{type(error).__name__}: {error}"
         if len(cohort) == 1:
             return [ClientError("train", cohort[0].client, cohort[0].round, reason)]

@@ -50,8 +50,10 @@ def guarded(work: Callable[[], int | None]) -> int:
         return 0
     except FedscaleError as error:
         return _tell(str(error), error.exit_status, error)
-    except SystemExit as stop:  # argparse after --help, Hydra after its own report
-        return stop.code if isinstance(stop.code, int) else 0
+    except _Helped:
+        return 0
+    except SystemExit as stop:  # of code from outside, whatever its status: the work was not done
+        return _tell(f"sys.exit({stop}) was called before the work was done", 1, stop)
     except Exception as error:
         return _tell(f"{type(error).__name__}: {error} (FEDSCALE_DEBUG=1 shows where)", 1, error)
 
@@ -65,11 +67,18 @@ def _tell(message: str, status: int, error: BaseException) -> int:
     return status
 
 
+class _Helped(Exception):
+    """--help was asked for and given."""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse that refuses in the words of this project."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(self.prog.removeprefix(f"{PROGRAM} "), message, f"see {self.prog} --help")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise _Helped
 
 
 def _parser(verb: str, description: str, epilog: str = "") -> _Parser:

@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+RAISED = (Exception, SystemExit)
+"""What code from outside may end with: sys.exit() there ends a client, or what was tried with it, and not the run."""
+
 
 class FedscaleError(Exception):
     """Base of every error that this project raises on purpose."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from fedscale_local.errors import ConfigError, InputError
+from fedscale_local.errors import RAISED, ConfigError, InputError
 
 TARGET = "_target_"
 
@@ -57,7 +57,7 @@ def _imported(name: str, shown: str) -> ModuleType | None:
     """The module, or None if there is none; ConfigError if there is one and importing it raises."""
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except RAISED as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             return None
         raise ConfigError(shown, f"importing {name} raised {_told(error)}", "mend that import") from error
@@ -98,7 +98,7 @@ def instantiate(target: str, kwargs: Mapping[str, Any], where: str = "config") -
         return call(**arguments)
     except InputError:
         raise
-    except Exception as error:
+    except RAISED as error:
         raise ConfigError(
             shown, f"calling it raised {_told(error)}", f"change the keys of {where}"
         ) from error
@@ -113,7 +113,7 @@ def _build_nested(value: Any, where: str) -> Any:
     return value
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """One line: the type and the first line of the text."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

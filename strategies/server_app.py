@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import parcels, rounds
 from fedscale_local.config_strategies import FlowerStrategy
-from fedscale_local.errors import ConfigError, RunDirError
+from fedscale_local.errors import ConfigError, FedscaleError, RunDirError
 from fedscale_local.experiment import Experiment, build, config_of, planned
 from fedscale_local.instantiate import instantiate
 from fedscale_local.lifecycle import begin
@@ -68,4 +68,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _rounds(experiment: Experiment, grid: Grid, run_dir: Path) -> None:
-    rounds.run(experiment, make_strategy(experiment), grid, run_dir)
+    try:
+        rounds.run(experiment, make_strategy(experiment), grid, run_dir)
+    except SystemExit as stop:  # of a strategy or a model: Flower would take it for an end as wished
+        raise FedscaleError(f"sys.exit({stop}) was called in a round") from stop

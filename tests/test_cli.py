@@ -150,6 +150,8 @@ def raises(error: BaseException) -> object:
             1,
             "ZeroDivisionError: division by zero (FEDSCALE_DEBUG=1 shows where)",
         ),
+        (SystemExit(0), 1, "sys.exit(0) was called before the work was done"),
+        (SystemExit("bye"), 1, "sys.exit(bye) was called before the work was done"),
     ],
 )
 def test_a_failure_is_one_message_and_a_status(

@@ -1,7 +1,8 @@
-"""A linear model that fails, or does not come back, on examples that say so by a large first feature."""
+"""A linear model that fails, exits, or does not come back, on examples that say so by a large first feature."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from whole_runs import save_arrays
 
-RAISE, SPOIL, SLEEP = 1e6, 2e6, 3e6
+RAISE, SPOIL, SLEEP, EXIT = 1e6, 2e6, 3e6, 4e6
 
 
 class Touchy(nn.Module):
-    """Raises, answers NaN or sleeps for the examples that say so; linear for all others."""
+    """Raises, exits, answers NaN or sleeps for the examples that say so; linear for all others."""
 
     def __init__(self, features: int = 4, classes: int = 3) -> None:
         super().__init__()
@@ -25,6 +26,8 @@ class Touchy(nn.Module):
         asked = set(x[:, 0].tolist())
         if RAISE in asked:
             raise ArithmeticError("no convergence")
+        if EXIT in asked:
+            sys.exit(0)
         if SLEEP in asked:
             time.sleep(100_000)
         out: Tensor = self.linear(x.clamp(-10, 10))

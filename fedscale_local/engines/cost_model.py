@@ -27,7 +27,7 @@ from fedscale_local import dense, native, user_cache
 from fedscale_local.client_step import scaled_local_steps
 from fedscale_local.config_engines import InProcess
 from fedscale_local.engines.workers import apart
-from fedscale_local.errors import ConfigError, FedscaleError
+from fedscale_local.errors import RAISED, ConfigError, FedscaleError
 from fedscale_local.experiment import Experiment, forks_beside_gpus
 from fedscale_local.processes import keep_memory
 from fedscale_local.scaling import Scaling
@@ -160,7 +160,7 @@ def _seconds(experiment: Experiment, way: Way, batch_size: int | None = None) ->
         if forks_beside_gpus(config):
             return user_cache.number(name, lambda: float(apart(measure, task)))
         return user_cache.number(name, lambda: measure(task))
-    except Exception as error:
+    except RAISED as error:
         log.info("%s is not possible: %s: %s", way, type(error).__name__, error)
         return float("inf")
 

@@ -27,7 +27,7 @@ from fedscale_local.config import CustomClient, to_json
 from fedscale_local.config_engines import InProcess
 from fedscale_local.engines import cost_model, gpus
 from fedscale_local.engines.workers import Work, Workers
-from fedscale_local.errors import FedscaleError, late, lost
+from fedscale_local.errors import RAISED, FedscaleError, late, lost
 from fedscale_local.experiment import Experiment
 from fedscale_local.flower_adapter import FIRST_NODE
 from fedscale_local.processes import TooLate, in_time, interrupted_after, keep_memory
@@ -113,7 +113,7 @@ class InProcessGrid(Grid):
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, expected a Message")
             return reply
-        except Exception as error:
+        except RAISED as error:
             context.state = before
             return adapter.error_reply(f"{type(error).__name__}: {error}", message)
         except TooLate:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedscale_local.data.dataset import Dataset, inputs
-from fedscale_local.errors import ConfigError
+from fedscale_local.errors import RAISED, ConfigError
 from fedscale_local.randomness import derive
 
 
@@ -55,7 +55,7 @@ def _try(module: nn.Module, dataset: Dataset, shown: str) -> None:
         buffers = [] if not training else [buffer.clone() for buffer in module.buffers()]
         try:
             output = module(x)
-        except Exception as error:
+        except RAISED as error:
             text = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 shown,
