@@ -64,8 +64,6 @@ def _vectors(experiment: Experiment, order: Order, update: ClientUpdate) -> dict
         asked[wire.ARRAYS] = update.params
     if update.statistic is not None and config.scaling.scope == "global":
         asked[wire.STATISTIC] = update.statistic
-    if update.momentum is not None and config.client.momentum_buffer == "averaged":
-        asked[wire.MOMENTUM] = update.momentum
     if order.mix:
         asked[wire.PRECONDITIONER] = torch.ones_like(order.params) if update.d_hat is None else update.d_hat
     if order.prepare:
@@ -138,8 +136,6 @@ def _keep(experiment: Experiment, context: Context, order: Order, update: Client
         context.state.pop(wire.ARRAYS)
     kept: dict[str, Tensor | None] = {name: _own(update.state[name]) for name in experiment.local_rule.keeps}
     clock = 0
-    if experiment.config.client.momentum_buffer == "kept":
-        kept[wire.MOMENTUM] = _own(update.momentum)
     if update.memory is not None:
         kept[wire.MEMORY], clock = _own(update.memory.value), int(update.memory.clock)
     elif experiment.keeps_preconditioner and order.memory is not None:

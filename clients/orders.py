@@ -79,7 +79,6 @@ def _order(experiment: Experiment, sent: Sent, context: Context, client: int) ->
     memory, d_hat = _load_memory(context, kept, task.layout.size, task.dtype), None
     if is_global:
         memory, d_hat = _global_preconditioner(experiment, sent, context, kept, params, memory)
-    momentum_from = sent.records if config.client.momentum_buffer == "averaged" else kept
     return Order(
         client,
         round,
@@ -87,7 +86,6 @@ def _order(experiment: Experiment, sent: Sent, context: Context, client: int) ->
         buffers,
         d_hat,
         memory,
-        _vector(momentum_from, wire.MOMENTUM, task.layout.size, task.dtype),
         clock=int(told.get("clock", 0)),
         measure=bool(told.get("measure", False))
         if is_global

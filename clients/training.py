@@ -21,7 +21,7 @@ from fedscale_local import curvature
 from fedscale_local.client_step import Measure, probe, scaled_local_steps
 from fedscale_local.errors import RAISED, ClientError
 from fedscale_local.experiment import Experiment
-from fedscale_local.local_rule import State
+from fedscale_local.local_rule import MOMENTUM, State
 from fedscale_local.randomness import derive, generator
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.tasks import Batch, Looped, Stacked
@@ -41,7 +41,6 @@ class Order(NamedTuple):
     """The server's D-hat (d,), global scope."""
     memory: Memory | None = None
     """The client's own D, local scope; None at its first participation."""
-    momentum: Tensor | None = None
     clock: int = 0
     """Of d_hat, or of memory: how often it was refreshed."""
     measure: bool = False
@@ -70,7 +69,6 @@ class ClientUpdate(NamedTuple):
     statistic: Tensor | None = None
     d_hat: Tensor | None = None
     memory: Memory | None = None
-    momentum: Tensor | None = None
     state: Mapping[str, Tensor] = {}
     """What the local rule sends and keeps, by name."""
     test: tuple[float, float | None] | None = None
@@ -116,7 +114,7 @@ def _finite(experiment: Experiment, order: Order, update: ClientUpdate) -> Outco
     """
     if not experiment.clients_keep_state and math.isfinite(update.loss):
         return update
-    vectors = {"model": update.params, "statistic": update.statistic, "momentum": update.momentum}
+    vectors = {"model": update.params, "statistic": update.statistic}
     vectors |= {"D": update.memory and update.memory.value, **update.state}
     for name, vector in vectors.items():
         if vector is not None and not is_finite(vector):
@@ -170,24 +168,27 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         _seed_dropout(experiment, oracle, first)  # whatever was measured before: all methods draw the same
     each_step = experiment.refreshes_each_step
     shared = None if first.d_hat is None else task.there(first.d_hat)
+    momentum, state = config.client.momentum, _rule_state(experiment, oracle, ranked)
     result = scaled_local_steps(
         oracle,
         oracle.gather([order.params for order in ranked]),
         _stream(experiment, oracle, ranked, [parts[order.client] for order in ranked]),
         scaling,
         step_size=config.client.step_size,
-        momentum=config.client.momentum,
-        buffer=_gather(oracle, ranked, [order.momentum for order in ranked], fill=0.0),
+        momentum=momentum,
+        buffer=state.pop(MOMENTUM, None) if momentum else None,
         d_hat=shared
         if memories is None
-        else _gather(oracle, ranked, [scaling.d_hat(memory) for memory in memories], fill=1.0),
+        else _gather(oracle, ranked, [scaling.d_hat(memory) for memory in memories]),
         measure=_measure(experiment, oracle, ranked, first.round) if each_step or first.measure else None,
         memory=oracle.gather_memories(memories) if each_step and memories else None,
         rule=experiment.local_rule,
-        state=_rule_state(experiment, oracle, ranked),
+        state=state,
     )
+    if result.momentum is not None:
+        result.state[MOMENTUM] = result.momentum
     left = {name: result.state[name] for name in experiment.local_rule.leaves}
-    result = result._replace(state=left).in_host_memory()
+    result = result._replace(state=left, momentum=None).in_host_memory()
     updates = {}
     for row, order in enumerate(ranked):
         own = oracle.pick(result, row)
@@ -207,7 +208,6 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
             own.statistic,
             d_hat,
             memory,
-            own.momentum,
             own.state,
         )
     return [updates[order.client] for order in cohort]
@@ -382,13 +382,13 @@ def _full_gradient(experiment: Experiment, oracle: Looped | Stacked, orders: Seq
 
 
 def _gather(
-    oracle: Looped | Stacked, orders: Sequence[Order], vectors: Sequence[Tensor | None], fill: float
+    oracle: Looped | Stacked, orders: Sequence[Order], vectors: Sequence[Tensor | None]
 ) -> Tensor | None:
-    """Vectors of the cohort; where some clients have none yet, `fill` stands for it; None where none has."""
+    """Vectors of the cohort; where some clients have none yet, ones stand for it; None where none has."""
     if all(vector is None for vector in vectors):
         return None
     filled = [
-        torch.full_like(order.params, fill) if vector is None else vector
+        torch.ones_like(order.params) if vector is None else vector
         for order, vector in zip(orders, vectors, strict=True)
     ]
     return oracle.gather(filled)

@@ -94,8 +94,8 @@ def scaled_local_steps(
 
     x (..., d): the model received.  batches: one per local step; in a stack, clients that have fewer steps come last
     and `batch.rows` leaves them out.  d_hat (..., d) or (d,): frozen for the whole round; None: no division.
-    buffer (..., d): the momentum buffer at the start, zeros if None.  measure: wanted for the statistic of the first
-    batch, or, together with `memory`, for a client's own D that is refreshed before each step and then used.
+    buffer (..., d) or (d,): the momentum buffer at the start, zeros if None.  measure: wanted for the statistic of the
+    first batch, or, together with `memory`, for a client's own D that is refreshed before each step and then used.
     rule, state: what else the client does, and the vectors that it does it with.
     """
     is_unseen = rule is PLAIN and not momentum and scaling.rho is None and memory is None
@@ -109,7 +109,7 @@ def scaled_local_steps(
         v = oracle.start(x)
         rule.begin(state, v)
     if momentum:
-        buffer = torch.zeros_like(v) if buffer is None else buffer.clone()
+        buffer = torch.zeros_like(v) if buffer is None else buffer.expand_as(v).clone()
     for batch in batches:
         rows = batch.rows
         here = v[rows]

@@ -47,6 +47,7 @@ class LocalWork(Section):
     ]
     momentum: Decay
     momentum_buffer: Literal["reset", "kept", "averaged"]
+    momentum_every: Count
     weight_decay: Size
     drop_last: Flag
 

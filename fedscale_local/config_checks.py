@@ -115,6 +115,13 @@ def _client(config: Config) -> Iterator[Problem]:
                 "it asks clients for more than any ClientApp answers",
                 "choose strategy=flower, or client=steps",
             )
+    buffer, every = config.client.momentum_buffer, config.client.momentum_every
+    if every > 1 and buffer != "averaged":
+        yield (
+            f"client.momentum_every={every}",
+            f"it says when buffers are averaged, and client.momentum_buffer={buffer} averages none",
+            "set client.momentum_buffer=averaged, or client.momentum_every=1",
+        )
     steps, epochs = config.client.local_steps, config.client.local_epochs
     if steps is None and epochs is None:
         yield (

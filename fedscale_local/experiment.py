@@ -31,7 +31,7 @@ from fedscale_local.diagnostics import Quadratic
 from fedscale_local.engines.workers import apart
 from fedscale_local.errors import ConfigError, DataError
 from fedscale_local.instantiate import locate
-from fedscale_local.local_rule import PLAIN, LocalRule, Setting
+from fedscale_local.local_rule import PLAIN, LocalRule, Setting, with_momentum
 from fedscale_local.randomness import generator
 from fedscale_local.scaling import Scaling
 from fedscale_local.tasks import Task
@@ -59,12 +59,14 @@ class Experiment:
 
     @cached_property
     def local_rule(self) -> LocalRule:
-        """What clients do beside scaled steps; nothing, for a strategy of Flower."""
-        config = self.config.strategy
-        if isinstance(config, FlowerStrategy):
-            return PLAIN
-        client = self.config.client
-        return local_rules.make(config.local, Setting(self.task.layout, client.step_size, client.momentum))
+        """What clients do beside scaled steps, and with their momentum; for a strategy of Flower that alone."""
+        config, client = self.config.strategy, self.config.client
+        rule = PLAIN
+        if not isinstance(config, FlowerStrategy):
+            setting = Setting(self.task.layout, client.step_size, client.momentum)
+            rule = local_rules.make(config.local, setting)
+        has_momentum = client.momentum > 0
+        return with_momentum(rule, client.momentum_buffer, client.momentum_every) if has_momentum else rule
 
     @cached_property
     def sends_plain(self) -> bool:
@@ -183,8 +185,7 @@ class Experiment:
         own = self.config.scaling.scope == "local" and not self.scaling.is_identity
         rule, config = self.local_rule, self.config
         kept = self.keeps_preconditioner or bool(rule.keeps) or rule.wants_mean_gradient
-        kept = kept or config.client.momentum_buffer == "kept" or config.sending.leaves_residuals
-        return own or kept
+        return own or kept or config.sending.leaves_residuals
 
     @cached_property
     def hostile(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ same code; what all clients share stays (d,).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -140,3 +140,23 @@ class LocalRule:
 
 PLAIN = LocalRule()
 """Nothing beside the scaled steps."""
+
+MOMENTUM = "momentum"
+"""The client's momentum buffer among the vectors of its rule."""
+
+
+def with_momentum(rule: LocalRule, buffer: str, every: int) -> LocalRule:
+    """The rule, and what becomes of the momentum buffer between two rounds.
+
+    reset: it is zero at the start of each round. kept: each client goes on with its own. averaged: clients begin with
+    the weighted mean of their buffers, which travels with the model; or in every `every`-th round only, from the first
+    round on, and meanwhile each client goes on with its own.
+    """
+    if buffer == "reset":
+        return rule
+    goes_on = {MOMENTUM: whole} if buffer == "kept" or every > 1 else {}
+    rule = replace(rule, keeps={**rule.keeps, **goes_on})
+    if buffer == "kept":
+        return rule
+    shared = {**rule.shared, MOMENTUM: Shared(mean_of_sent, every=every)}
+    return replace(rule, shared=shared, sends=(*rule.sends, MOMENTUM))

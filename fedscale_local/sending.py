@@ -4,8 +4,7 @@ Encoding is the last thing done to a message and decoding the first, so clients 
 else. An encoded vector is one uint8 array; of a model, the parameters are that, and the float buffers stay as they are
 beside it. Up, the parameters' array says v - x: what the client added to the model that it received.
 
-`every`, `send` and `combine` of a group are keys of their own: scaling.refresh_every and scaling.combine (statistic,
-preconditioner), client.momentum_buffer (momentum), strategy.local.moments, first_every and second_every (moments).
+`send`, `every` and `combine` of a group are keys of their own; docs/how-to-save-bytes.md has the table of all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from fedscale_local import codecs, wire
 from fedscale_local.experiment import Experiment
+from fedscale_local.local_rule import MOMENTUM
 from fedscale_local.randomness import generator
 from fedscale_local.vector import Layout
 
@@ -31,7 +31,7 @@ GROUPS = {
     wire.STATISTIC: "statistic",
     wire.PRECONDITIONER: "preconditioner",
     wire.MEMORY: "preconditioner",
-    wire.MOMENTUM: "momentum",
+    MOMENTUM: "momentum",
     "first": "moments",
     "second": "moments",
     wire.SECURE: "secure",

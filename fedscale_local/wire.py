@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedscale_local.tasks import Task
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
-PRECONDITIONER, MEMORY, STATISTIC, MOMENTUM = "preconditioner", "memory", "statistic", "momentum"
+PRECONDITIONER, MEMORY, STATISTIC = "preconditioner", "memory", "statistic"
 GRADIENT = "mean_gradient"
 SECURE, SECURE_STAGE = "secure", "secure-stage"
 """What secure aggregation exchanges beside vectors, and at which stage of it a message belongs."""

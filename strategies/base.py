@@ -20,7 +20,7 @@ from fedscale_local import diagnostics, privacy, robust, sampling, sending, serv
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.config_strategies import Strategy as Method
 from fedscale_local.experiment import Experiment
-from fedscale_local.local_rule import Upkeep
+from fedscale_local.local_rule import MOMENTUM, Upkeep
 from fedscale_local.randomness import generator
 from fedscale_local.server_step import client_weights, mix, weighted_sum
 from strategies.secure import SecureSum
@@ -49,7 +49,7 @@ class FederatedStrategy(Strategy):
     first_round: int
     """0 for a method that wants a probe before the first round."""
 
-    survives: tuple[str, ...] = ("momentum", "server_state", "shared", "versions", "has", "charged")
+    survives: tuple[str, ...] = ("server_state", "shared", "versions", "has", "charged")
     """Attributes that a checkpoint keeps."""
 
     def __init__(self, experiment: Experiment, method: Method) -> None:
@@ -57,8 +57,6 @@ class FederatedStrategy(Strategy):
         self.task, self.rule = experiment.task, experiment.local_rule
         self.nodes: Mapping[int, int] = {}
         self.first_round = 0 if experiment.has_probe else 1
-        self.momentum: Tensor | None = None
-        """The clients' averaged momentum buffer, where client.momentum_buffer is "averaged"."""
         self.server = server_rules.make(method)
         self.server_state = self.server.start(self.task.initial_params)
         self.combine = make_combine(experiment, method)
@@ -88,11 +86,7 @@ class FederatedStrategy(Strategy):
         replies that do not hold them are dropped before `update`."""
         if self.preparing:
             return {wire.GRADIENT: self.task.layout.size}
-        if round == 0:
-            return {name: self._size(name) for name in self.rule.sends if self.rule.probe is not None}
-        client = self.experiment.config.client
-        averages = client.momentum > 0 and client.momentum_buffer == "averaged"
-        vectors = {wire.ARRAYS: 0} | ({wire.MOMENTUM: self.task.layout.size} if averages else {})
+        vectors = {wire.ARRAYS: 0} if round > 0 else {}
         return vectors | {name: self._size(name) for name in self._due(round)}
 
     def downlink(self, round: int, client: int) -> tuple[dict[str, Tensor], Instructions]:
@@ -108,7 +102,7 @@ class FederatedStrategy(Strategy):
     ) -> tuple[Tensor, dict[str, float]]:
         """The new parameters (d,) and diagnostics; `self.params` still holds the old ones."""
         if round == 0:
-            for name in self.rule.sends if self.rule.probe is not None else ():
+            for name in self._due(round):
                 self.shared[name] = weighted_sum((reply.extra[name] for reply in replies), weights)
             return self.params, {}
         share = self._share(self.answered)
@@ -146,14 +140,16 @@ class FederatedStrategy(Strategy):
         )
 
     def _due(self, round: int) -> list[str]:
-        """What the local rule sends in this round."""
+        """What the local rule sends in this round; in round 0 what it finds out without a step."""
         shared = self.rule.shared
+        if round == 0:
+            return [n for n in self.rule.sends if self.rule.probe is not None and n != MOMENTUM]
         return [n for n in self.rule.sends if n not in shared or (round - 1) % shared[n].every == 0]
 
     def _wants(self, name: str, client: int) -> bool:
         """Is this shared vector to be sent? One that clients go on with themselves is sent once a version."""
         if name not in self.rule.keeps:
-            return True
+            return name != MOMENTUM or self.versions[name] > 0  # before the first round's it is zero
         # Until it answers, nobody knows what the client has.
         return self.has[name].pop(client, 0) != self.versions[name]
 
@@ -212,8 +208,6 @@ class FederatedStrategy(Strategy):
         self._charge_local(clients)
         for client in clients:
             vectors, instructions = self.downlink(server_round, client)
-            if self.momentum is not None:
-                vectors[wire.MOMENTUM] = self.momentum
             key = (*vectors, *instructions.items())
             if key not in contents:  # clients that are told the same share one content
                 told = ConfigRecord({**instructions, wire.ROUND: server_round})
@@ -236,8 +230,6 @@ class FederatedStrategy(Strategy):
         params, reported = self.update(server_round, unpacked, weights)
         if is_asked:
             reported |= self._drift(unpacked, weights, params, d_hat)
-        if wire.MOMENTUM in self.expects(server_round):
-            self.momentum = weighted_sum((reply.extra[wire.MOMENTUM] for reply in unpacked), weights)
         buffers = self.buffers
         if self.task.buffer_layout.names:
             buffers = weighted_sum((reply.buffers for reply in unpacked), weights)

@@ -93,7 +93,9 @@ def _client_words(run: Run) -> str:
         words += " on its whole shard" if batch == "full" else f" on batches of {batch}"
     extras = []
     if client.get("momentum"):
-        extras.append(f"momentum {_number(client['momentum'])} ({client.get('momentum_buffer', 'reset')})")
+        every = client.get("momentum_every", 1)
+        kind = client.get("momentum_buffer", "reset") + (f" every {every} rounds" if every > 1 else "")
+        extras.append(f"momentum {_number(client['momentum'])} ({kind})")
     if client.get("weight_decay"):
         extras.append(f"weight decay {_number(client['weight_decay'])}")
     return words + (f", with {' and '.join(extras)}" if extras else "") + "."
