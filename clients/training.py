@@ -21,7 +21,7 @@ from fedscale_local import curvature
 from fedscale_local.client_step import Measure, probe, scaled_local_steps
 from fedscale_local.errors import RAISED, ClientError
 from fedscale_local.experiment import Experiment
-from fedscale_local.local_rule import MOMENTUM, State
+from fedscale_local.local_rule import MOMENTUM, LocalRule, State
 from fedscale_local.randomness import derive, generator
 from fedscale_local.scaling import Memory, Scaling
 from fedscale_local.tasks import Batch, Looped, Stacked
@@ -168,7 +168,8 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         _seed_dropout(experiment, oracle, first)  # whatever was measured before: all methods draw the same
     each_step = experiment.refreshes_each_step
     shared = None if first.d_hat is None else task.there(first.d_hat)
-    momentum, state = config.client.momentum, _rule_state(experiment, oracle, ranked)
+    rule, momentum = experiment.local_rule.in_round(first.due), config.client.momentum
+    state = _rule_state(experiment, oracle, ranked, rule)
     result = scaled_local_steps(
         oracle,
         oracle.gather([order.params for order in ranked]),
@@ -182,12 +183,12 @@ def _train(experiment: Experiment, cohort: Sequence[Order]) -> list[ClientUpdate
         else _gather(oracle, ranked, [scaling.d_hat(memory) for memory in memories]),
         measure=_measure(experiment, oracle, ranked, first.round) if each_step or first.measure else None,
         memory=oracle.gather_memories(memories) if each_step and memories else None,
-        rule=experiment.local_rule,
+        rule=rule,
         state=state,
     )
     if result.momentum is not None:
         result.state[MOMENTUM] = result.momentum
-    left = {name: result.state[name] for name in experiment.local_rule.leaves}
+    left = {name: result.state[name] for name in rule.leaves}
     result = result._replace(state=left, momentum=None).in_host_memory()
     updates = {}
     for row, order in enumerate(ranked):
@@ -359,10 +360,11 @@ def _own_memories(
     return [memories[order.client] for order in orders]
 
 
-def _rule_state(experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order]) -> State:
+def _rule_state(
+    experiment: Experiment, oracle: Looped | Stacked, orders: Sequence[Order], rule: LocalRule
+) -> State:
     """What the local rule begins with: vectors (d,) that all clients share, others gathered; zeros before any."""
-    rule, task = experiment.local_rule, experiment.task
-    state: State = {}
+    task, state = experiment.task, State()
     for name, size in rule.sizes.items():
         vectors = [order.state.get(name) for order in orders]
         if all(vector is vectors[0] for vector in vectors) and vectors[0] is not None:

@@ -47,6 +47,7 @@ class Scaffold(Section):
 
     rule: Literal["scaffold"]
     option: Annotated[Literal[1, 2], Is("1 or 2")]
+    control_every: Count
 
 
 class Mime(Section):
@@ -100,11 +101,20 @@ class Fafed(Section):
 
 
 class Muon(Section):
-    """Orthogonalised momentum, and with control variates."""
+    """Orthogonalised momentum."""
 
-    rule: Literal["muon", "fedmuon"]
+    rule: Literal["muon"]
     beta: Decay
     num_iterations: Count
+
+
+class FedMuon(Section):
+    """The same with control variates."""
+
+    rule: Literal["fedmuon"]
+    beta: Decay
+    num_iterations: Count
+    control_every: Count
 
 
 class CustomLocal(Target):
@@ -114,7 +124,17 @@ class CustomLocal(Target):
 
 
 LocalConfig = Annotated[
-    PlainLocal | Proximal | Scaffold | Mime | LocalAdam | Leaning | FedAdamW | Fafed | Muon | CustomLocal,
+    PlainLocal
+    | Proximal
+    | Scaffold
+    | Mime
+    | LocalAdam
+    | Leaning
+    | FedAdamW
+    | Fafed
+    | Muon
+    | FedMuon
+    | CustomLocal,
     Field(discriminator="rule"),
 ]
 

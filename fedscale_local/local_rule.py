@@ -113,6 +113,8 @@ class LocalRule:
     keeps: Mapping[str, Sized] = field(default_factory=dict)
     wants_full_gradient: bool = False
     """Is `state["full_gradient"]`, the gradient at x over the client's whole shard, needed?"""
+    awaits: str | None = None
+    """The shared vector in whose rounds alone (Shared.every) `end` is run and a full gradient taken; None: in all."""
     wants_mean_gradient: bool = False
     """Is `state["mean_gradient"]`, the clients' mean of it, needed? Each round then has an exchange before its own."""
     probe: Callable[[Tensor], State] | None = None
@@ -121,6 +123,12 @@ class LocalRule:
     correct: Callable[[State, Tensor, Tensor, Again], Tensor] | None = None
     step: Callable[[State, Tensor, Tensor, Again], None] | None = None
     end: Callable[[State, Tensor, Tensor | float], None] = _nothing_left
+
+    def in_round(self, due: Sequence[str] | None) -> LocalRule:
+        """The rule in a round in which these of its vectors are sent; None: all of them."""
+        if self.awaits is None or due is None or self.awaits in due:
+            return self
+        return replace(self, end=_nothing_left, wants_full_gradient=False)
 
     @cached_property
     def sizes(self) -> dict[str, Sized]:

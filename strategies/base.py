@@ -25,6 +25,8 @@ from fedscale_local.randomness import generator
 from fedscale_local.server_step import client_weights, mix, weighted_sum
 from strategies.secure import SecureSum
 
+UNKNOWN = -1
+"""No version of a shared vector."""
 Instructions = dict[str, bool | int | float | str]
 """What a client is told beside vectors, as a ConfigRecord takes it."""
 
@@ -151,7 +153,8 @@ class FederatedStrategy(Strategy):
         if name not in self.rule.keeps:
             return name != MOMENTUM or self.versions[name] > 0  # before the first round's it is zero
         # Until it answers, nobody knows what the client has.
-        return self.has[name].pop(client, 0) != self.versions[name]
+        had, self.has[name][client] = self.has[name].get(client, 0), UNKNOWN
+        return had != self.versions[name]
 
     def sample(self, round: int) -> list[int]:
         """The round's clients, ascending; equal for all strategies of one seed."""

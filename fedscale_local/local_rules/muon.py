@@ -37,7 +37,7 @@ def muon(setting: Setting, beta: float, num_iterations: int) -> LocalRule:
     return LocalRule(begin=begin, step=step)
 
 
-def fedmuon(setting: Setting, beta: float, num_iterations: int) -> LocalRule:
+def fedmuon(setting: Setting, beta: float, num_iterations: int, control_every: int = 1) -> LocalRule:
     """Muon with control variates inside the orthogonalisation.
 
         M <- beta M + (1 - beta) g;   v <- v - step_size * O(M - C_i + C)
@@ -47,11 +47,15 @@ def fedmuon(setting: Setting, beta: float, num_iterations: int) -> LocalRule:
 
     Source: Takezawa et al. 2025 (arXiv 2509.26337).
     Departures: the paper's text was not at hand; that the control variate is the client's momentum at the end of its
-    last round is our reading. Dtype and tensors that are no matrices: as Local Muon.
+    last round is our reading. Dtype and tensors that are no matrices: as Local Muon. control_every = k > 1 is not the
+    paper's: C and C_i then change, and C travels, in round 1 and every k-th after it alone; in between both stand
+    still, and M goes on from where the client left it.
     """
+    is_seldom = control_every > 1
+    last = "buffer" if is_seldom else "own_control"
 
     def begin(state: State, v: Tensor) -> None:
-        state["buffer"] = state["own_control"].expand_as(v).clone()
+        state["buffer"] = state[last].expand_as(v).clone()
 
     def step(state: State, v: Tensor, g: Tensor, again: Again) -> None:
         buffer = state["buffer"].mul_(beta).add_(g, alpha=1 - beta)
@@ -63,9 +67,10 @@ def fedmuon(setting: Setting, beta: float, num_iterations: int) -> LocalRule:
         state["own_control"] = state["buffer"]
 
     return LocalRule(
-        shared={"control": Shared(add_share)},
+        shared={"control": Shared(add_share, every=control_every)},
         sends=("control",),
-        keeps={"own_control": whole},
+        keeps={"own_control": whole} | ({"control": whole, "buffer": whole} if is_seldom else {}),
+        awaits="control",
         begin=begin,
         step=step,
         end=end,

@@ -9,7 +9,7 @@ from fedscale_local.local_rule import Again, LocalRule, Setting, Shared, State, 
 from fedscale_local.robust import local_work
 
 
-def scaffold(setting: Setting, option: int) -> LocalRule:
+def scaffold(setting: Setting, option: int, control_every: int = 1) -> LocalRule:
     """Each gradient is corrected by the difference between the client's own mean gradient and everybody's.
 
         v <- v - step_size * (g - c_i + c)                before any preconditioner
@@ -22,7 +22,8 @@ def scaffold(setting: Setting, option: int) -> LocalRule:
     sum_k (1 - rho^(K - k)) / (1 - rho): with K, c_i would be up to 1 / (1 - rho) times a gradient, and clients diverge.
     With a preconditioner c_i is the mean scaled step and not the mean gradient. Means are uniform, as in the paper
     (strategy.weighting=uniform); with examples S/N becomes the round's part of all examples, so that c stays the
-    weighted mean of all c_i.
+    weighted mean of all c_i. control_every = k > 1 is not the paper's: c and c_i then change, and c travels, in round 1
+    and every k-th after it alone; in between both stand still, and c is the mean of all c_i at any time.
     """
 
     def correct(state: State, v: Tensor, g: Tensor, again: Again) -> Tensor:
@@ -38,9 +39,10 @@ def scaffold(setting: Setting, option: int) -> LocalRule:
         state["own_control"] = new
 
     return LocalRule(
-        shared={"control": Shared(add_share)},
+        shared={"control": Shared(add_share, every=control_every)},
         sends=("control",),
-        keeps={"own_control": whole},
+        keeps={"own_control": whole} | ({"control": whole} if control_every > 1 else {}),
+        awaits="control",
         wants_full_gradient=option == 1,
         correct=correct,
         end=end,
