@@ -30,6 +30,14 @@ class Line(NamedTuple):
     down: float = 1
 
 
+def averaged_momentum(every: int) -> Line:
+    """Clients with momentum, the mean of their buffers sent in every so many rounds."""
+    settings = {"client.momentum": 0.5, "client.momentum_buffer": "averaged", "client.momentum_every": every}
+    return Line(sgd.local_momentum, {"momentum": 0.5, "buffer": "averaged", "every": every}, settings)
+
+
+SELDOM = {"weights": "uniform", "control_every": 2}
+SHAPES = {"shapes": [(4, 3), (4,)]}
 FEDOPT = {"strategy.eta": 0.1}
 BETA1 = {"beta1": 0.9, "beta2": 0.99}
 
@@ -85,5 +93,16 @@ VARIANTS: list[tuple[str, Line]] = [
     ),
     ("fednova", Line(sgd.fednova, {}, {})),
     ("local_adamw", Line(adam.local_adamw, {"weights": "uniform"}, {"strategy.weighting": "uniform"})),
+    *(("fedavg", averaged_momentum(every)) for every in (1, 2)),
+    ("scaffold", Line(control.scaffold, SELDOM, {"strategy.local.control_every": 2})),
+    (
+        "scaffold",
+        Line(
+            control.scaffold,
+            SELDOM | {"option": 1},
+            {"strategy.local.control_every": 2, "strategy.local.option": 1},
+        ),
+    ),
+    ("fedmuon", Line(muon.fedmuon, SELDOM | SHAPES, {"strategy.local.control_every": 2})),
 ]
 """Other options of the same names, against the twin alone."""

@@ -17,6 +17,7 @@ def scaffold(
     option: int = 2,
     eta: float = 1.0,
     momentum: float = 0.0,
+    control_every: int = 1,
 ) -> list[Vector]:
     """SCAFFOLD, options I and II (Karimireddy et al. 2020, Algorithm 1).
 
@@ -34,12 +35,14 @@ def scaffold(
     or everybody takes part. (S/N) * mean with the weights w_i of the round does not: c then keeps a remainder
     after sum_i p_i c_i is gone, and the fixed point is no longer that of f. All c_i and c start at zero. x and
     c are both updated from what was sent; clients use the c of the round's start.
+    control_every = k > 1, not the paper's: c and c_i change in rounds 1, k + 1, 2k + 1, ... alone.
     Sent: 2 + 2 (down x, c; up v - x, c_i' - c_i). Client state: c_i. Server state: x, c.
     """
     everyone = list(range(len(problem.num_examples)))
     p = shares(problem, everyone, weights)
     x, c, own, seen = x0.copy(), np.zeros_like(x0), {i: np.zeros_like(x0) for i in everyone}, []
-    for clients in rounds:
+    for number, clients in enumerate(rounds, start=1):
+        changes_c = (number - 1) % control_every == 0
         moved, changes = [], []
         for i in clients:
             v, buffer = x.copy(), np.zeros_like(x)
@@ -51,10 +54,12 @@ def scaffold(
                 work += unit
             new = problem.gradient(i, x) if option == 1 else own[i] - c + (x - v) / (work * step_size)
             moved.append(v - x)
-            changes.append(new - own[i])
-            own[i] = new
+            if changes_c:
+                changes.append(new - own[i])
+                own[i] = new
         x = x + eta * mean(shares(problem, clients, weights), moved)
-        c = c + mean([p[i] for i in clients], changes)
+        if changes_c:
+            c = c + mean([p[i] for i in clients], changes)
         seen.append(x)
     return seen
 

@@ -105,6 +105,7 @@ def fedmuon(
     shapes: Shapes = (),
     momentum: float = 0.95,
     num_iterations: int = 5,
+    control_every: int = 1,
 ) -> list[Vector]:
     """FedMuon (Takezawa et al., arXiv 2509.26337): Muon with control variates inside the orthogonalisation.
 
@@ -117,23 +118,30 @@ def fedmuon(
     text was not at hand), so M_i is its only state, and C = sum_i p_i M_i over all clients, zero before the first
     participation. Clients use the C of the round's start. No Nesterov, no weight decay, no server step size;
     matrices adjusted as in local_muon; the other tensors step along M - C_i + C. lmo(M) = -direction(M).
+    control_every = k > 1, a choice too: C_i <- M_i, and C with it, after rounds 1, k + 1, 2k + 1, ... alone; in
+    between M_i runs on while C_i and C stand still, so that M_i is no longer C_i.
     Sent: 2 + 2 (down x, C; up v, M_i - C_i). Client state: M_i. Server state: x, C.
     """
     cut = shapes or [x0.shape]
     everyone = list(range(len(problem.num_examples)))
     p = shares(problem, everyone, weights)
     x, c, own, seen = x0.copy(), np.zeros_like(x0), {i: np.zeros_like(x0) for i in everyone}, []
-    for clients in rounds:
+    moving = dict(own)
+    for number, clients in enumerate(rounds, start=1):
+        changes_c = (number - 1) % control_every == 0
         models, changes = [], []
         for i in clients:
-            v, m = x.copy(), own[i]
+            v, m = x.copy(), moving[i]
             for _ in range(steps_of(local_steps, i)):
                 m = momentum * m + (1 - momentum) * problem.gradient(i, v)
                 v = v - step_size * direction(m - own[i] + c, cut, num_iterations)
             models.append(v)
-            changes.append(m - own[i])
-            own[i] = m
+            moving[i] = m
+            if changes_c:
+                changes.append(m - own[i])
+                own[i] = m
         x = mean(shares(problem, clients, weights), models)
-        c = c + mean([p[i] for i in clients], changes)
+        if changes_c:
+            c = c + mean([p[i] for i in clients], changes)
         seen.append(x)
     return seen

@@ -15,6 +15,7 @@ def local_momentum(
     weights: str = "examples",
     momentum: float = 0.9,
     buffer: str = "reset",
+    every: int = 1,
 ) -> list[Vector]:
     """Local SGD with heavy-ball momentum, torch.optim.SGD(momentum) without dampening.
 
@@ -25,24 +26,31 @@ def local_momentum(
                "kept"      b is the client's, from its last participation
                "averaged"  b starts at the server's; after the round b <- mean(b)
 
+    every = k > 1: the server's b is renewed after rounds 1, k + 1, 2k + 1, ... alone; a client whose last participation
+    was later than that goes on with its own b.
+
     Sent: 1 + 1; "averaged" 2 + 2. Client state: none; "kept" b. Server state: x; "averaged" also b.
     """
-    x, shared, seen = x0.copy(), np.zeros_like(x0), []
-    own: dict[int, Vector] = {}
-    for clients in rounds:
+    x, shared, averaged_in, seen = x0.copy(), np.zeros_like(x0), 0, []
+    own: dict[int, tuple[int, Vector]] = {}  # the round of the last participation, b
+    for p, clients in enumerate(rounds, start=1):
         models, ended = [], []
         for i in clients:
             zero = np.zeros_like(x0)
-            b = {"reset": zero, "kept": own.get(i, zero), "averaged": shared}[buffer]
+            last, mine = own.get(i, (0, zero))
+            newest = shared if averaged_in >= last else mine
+            b = {"reset": zero, "kept": mine, "averaged": newest}[buffer]
             v = x.copy()
             for _ in range(steps_of(local_steps, i)):
                 b = momentum * b + problem.gradient(i, v)
                 v = v - step_size * b
-            own[i] = b
+            own[i] = p, b
             models.append(v)
             ended.append(b)
         w = shares(problem, clients, weights)
-        x, shared = mean(w, models), mean(w, ended)
+        x = mean(w, models)
+        if (p - 1) % every == 0:
+            shared, averaged_in = mean(w, ended), p
         seen.append(x)
     return seen
 
