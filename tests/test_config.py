@@ -78,8 +78,9 @@ def test_every_choice_composes_and_survives_json(group: str, choice: str) -> Non
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_yields_to_overrides(name: str) -> None:
-    compose.config([f"experiment={name}"])
-    config = compose.config([f"experiment={name}", "num_rounds=3", "client.step_size=0.5"])
+    one = [f"experiment={name}", "study=null"]
+    compose.config(one)
+    config = compose.config([*one, "num_rounds=3", "client.step_size=0.5"])
     assert (config.num_rounds, config.client.step_size) == (3, 0.5)
     if compose.sweeps_by_itself([f"experiment={name}"]):
         for job in compose.sweep([f"experiment={name}"]).jobs:

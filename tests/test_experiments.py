@@ -16,14 +16,13 @@ MORE = {
     "niid_bench": ("data=fashion_mnist_12k", "client.local_epochs=null"),
 }
 """Quicker than all roles, or CIFAR-10; and an experiment counts in epochs or in steps."""
-STUDIES = {
-    f"{of}_{form}": ("study=null", "eval_every=1", *MORE[of])
-    for of in ("savic_study", "niid_bench")
-    for form in ("small", "medium", "full")
-}
-"""Files of many runs; test_studies.py runs them as such, here it is one run in their setting."""
 SHARED_ONLY = ("shakespeare", "hapt", "heart_disease")
-NAMES = sorted(name for name in compose.groups()["experiment"].choices if name != "null")
+NAMES = sorted(
+    name
+    for name in compose.groups()["experiment"].choices
+    if "\nstudy:" not in (compose.FOLDER / "experiment" / f"{name}.yaml").read_text()
+)
+"""Studies are many runs each; test_studies.py runs their small forms."""
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +35,7 @@ def test_experiment(
         monkeypatch.setenv("FEDSCALE_DATA", str(request.getfixturevalue("shared_data")))
     is_sweep = compose.sweeps_by_itself([f"experiment={name}"])
     place = f"hydra.sweep.dir={tmp_path / 'runs'}" if is_sweep else f"run_dir={tmp_path / 'runs' / '0'}"
-    assert cli.main(["run", f"experiment={name}", *SMALL, *(MORE | STUDIES).get(name, ()), place]) == 0
+    assert cli.main(["run", f"experiment={name}", *SMALL, *MORE.get(name, ()), place]) == 0
     folders = [path.parent for path in (tmp_path / "runs").glob("*/manifest.json")]
     assert len(folders) == (6 if is_sweep else 1)
     for folder in folders:
