@@ -45,7 +45,7 @@ class Preconditioner(Section):
 
 
 class AdamMoments(Section):
-    """The first and second moments of a local rule."""
+    """The first and second moments of a local rule, and their clocks, which are too short to be encoded."""
 
     up: Moments
     down: Moments

@@ -32,8 +32,7 @@ GROUPS = {
     wire.PRECONDITIONER: "preconditioner",
     wire.MEMORY: "preconditioner",
     MOMENTUM: "momentum",
-    "first": "moments",
-    "second": "moments",
+    **dict.fromkeys(("first", "first_clock", "second", "second_clock"), "moments"),
     wire.SECURE: "secure",
 }
 
