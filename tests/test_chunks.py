@@ -24,7 +24,7 @@ from touchy_model import RAISE, SLEEP, SPOIL
 from whole_runs import NATURAL, Run, configured, run, save_arrays
 
 from clients.client_app import app
-from fedscale_local import checkpoint, chunk, experiment, lifecycle, wire
+from fedscale_local import checkpoint, chunk, experiment, lifecycle, sending, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local import run_dir as run_dirs
 from fedscale_local.config import from_container, to_json
@@ -112,6 +112,7 @@ def in_chunks(
     return Run(run_dir, lines, {}), grid
 
 
+ENCODED = "encoded, with what was not said"
 METHODS = {
     "fedavg": ("strategy=fedavg",),
     "global D, kept by clients": ("scaling=oasis",),
@@ -121,7 +122,7 @@ METHODS = {
     "control variates": ("strategy=scaffold",),
     "two exchanges": ("strategy=mime",),
     "kept moments": ("strategy=diloco",),
-    "encoded, with what was not said": ("strategy=fedavg", "sending=compact"),
+    ENCODED: ("strategy=fedavg", "model=mlp", "model.hidden=[16]", "sending.parameters.up=top_k", "sending.share=0.1"),
     "of Flower": ("strategy=flower", "strategy._target_=flwr.serverapp.strategy.FedAdam",
                   "strategy.fraction_train=0.84"),
 }  # fmt: skip
@@ -135,6 +136,8 @@ def test_chunks_give_the_bytes_of_the_run_in_process(method: str, arrays: Path, 
     assert got.bytes == reference.bytes
     held = [[len(chunk.unpack(message.content)) for message in sent] for sent in nodes.sent]
     assert all(len(sizes) == 2 and sum(sizes) == 5 for sizes in held)
+    states = [part.state for message in nodes.sent[-1] for part in chunk.unpack(message.content)]
+    assert all((sending.residual_key(wire.ARRAYS) in state) == (method == ENCODED) for state in states)
     assert any(sizes[0] != sizes[1] for sizes in held)
 
 
