@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 BREAKING = """
 import os
+import re
 import threading
 import time
 import torch
@@ -515,6 +518,40 @@ def test_progress_counts_cells_and_rounds_of_all_and_says_what_is_left() -> None
     with progress.follow_sweep(found, console=Console(file=stream, force_terminal=False)):
         pass
     assert stream.getvalue().splitlines()[-1].startswith("cells 0/2, 1 failed  rounds 2/4  ")
+
+
+def test_a_terminal_has_one_bar_over_the_rounds_of_all_cells_with_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two of eight rounds in 10 s leave 30 s for six; then one cell is done and the other has failed."""
+    clock = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    found = expanded("seed=0,1", "num_rounds=4")
+    for cell in found:
+        cell.run_dir.mkdir()
+
+    def drawn(rounds: Sequence[int], seconds: float) -> str:
+        """What is left on the screen after so many rounds of each cell in that time."""
+        stream = io.StringIO()
+        console = Console(file=stream, force_terminal=True, width=100)
+        with progress.follow_sweep(found, console=console):
+            for cell, count in zip(found, rounds, strict=True):
+                lines = [json.dumps({"round": 1 + i}) + "\n" for i in range(count)]
+                (cell.run_dir / "rounds.jsonl").write_text("".join(lines))
+            clock[0] += seconds
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+        return text.replace("\r", "\n").rstrip().splitlines()[-1].rstrip()
+
+    def bar(done: int, of: int) -> str:
+        """Twenty wide, in halves; the rest differs by its colour, and by the gap before it."""
+        whole, half = divmod(40 * done // of, 2)
+        text = "━" * whole + "╸" * half
+        return text if done == of else (text + "╺" * (1 - half)).ljust(20, "━")
+
+    assert drawn((2, 0), 10) == f"cells 0/2  rounds 2/8 {bar(2, 8)} 30.0 s left  10 s"
+    assert drawn((2, 1), 5) == f"cells 0/2  rounds 3/8 {bar(3, 8)} 25.0 s left  5 s"
+    found[1].outcome.write_text(json.dumps({"exit": 1, "message": ""}))
+    assert drawn((4, 1), 6) == f"cells 0/2, 1 failed  rounds 5/5 {bar(5, 5)} 6 s"
 
 
 @pytest.mark.slow
