@@ -1,22 +1,23 @@
 """Time, memory and size of a comparison of many long runs.
 
-    python -m benchmarks.compare_size [--methods 20] [--seeds 10] [--rounds 500]
+    python -m benchmarks.compare_size [--methods 20] [--seeds 10] [--rounds 500] [--check]
 
 Writes run directories with made-up curves, 20 of 200 clients a round, into a temporary folder, runs
-`fedscale-local compare` on them in a process of its own, and prints what that took.
+`fedscale-local compare` on them in a process of its own, and prints what that took. With --check it exits with 1 where
+that is more than 10 s, 1 GiB or 5 MB.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -72,31 +73,69 @@ def write(path: Path, config: dict[str, Any], step_size: float, final: float) ->
     (path / "timing.jsonl").write_text("".join(times))
 
 
-def main() -> None:
+class Taken(NamedTuple):
+    """What a comparison took: wall clock and processor time in seconds, MiB of memory at most, MB of the page."""
+
+    seconds: float
+    cpu_seconds: float
+    memory: float
+    page: float
+
+
+LIMITS = {"seconds": 10.0, "memory": 1024.0, "page": 5.0}
+UNITS = {"seconds": "s", "memory": "MiB", "page": "MB"}
+
+
+def beyond(taken: Taken) -> list[str]:
+    """Each limit that is not kept, in words."""
+    found = ((key, getattr(taken, key), limit) for key, limit in LIMITS.items())
+    return [
+        f"{key}: {has:.4g} {UNITS[key]}, at most {limit:g} are allowed"
+        for key, has, limit in found
+        if has > limit
+    ]
+
+
+def make(folder: Path, methods: int, seeds: int, rounds: int) -> None:
+    """The run directories."""
+    base = to_container(compose.config([f"num_rounds={rounds}"]))
+    for method in range(methods):
+        for seed in range(seeds):
+            final = 0.8 + 0.001 * method + 0.01 * np.random.default_rng([seed, method]).normal()
+            write(folder / f"{method}-{seed}", base | {"seed": seed}, 0.001 * (method + 1), final)
+
+
+def measure(folder: Path) -> Taken:
+    """Compare what is in the folder."""
+    page = folder / "report.html"
+    command = [sys.executable, "-m", "fedscale_local.cli", "compare", str(folder), "--out", str(page)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
+    return Taken(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, page.stat().st_size / 1e6)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("methods", 20), ("seeds", 10), ("rounds", 500)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--check", action="store_true", help="exit with 1 over 10 s, 1 GiB or 5 MB")
     asked = parser.parse_args()
-    base = to_container(compose.config([f"num_rounds={asked.rounds}"]))
     with tempfile.TemporaryDirectory() as folder:
-        for method in range(asked.methods):
-            for seed in range(asked.seeds):
-                final = 0.8 + 0.001 * method + 0.01 * np.random.default_rng([seed, method]).normal()
-                write(Path(folder) / f"{method}-{seed}", base | {"seed": seed}, 0.001 * (method + 1), final)
-        page = Path(folder) / "report.html"
-        command = [sys.executable, "-m", "fedscale_local.cli", "compare", folder, "--out", str(page)]
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = used.ru_utime + used.ru_stime
-        print(
-            f"{asked.methods * asked.seeds} runs of {asked.rounds} rounds: {seconds:.1f} s ({cpu:.1f} s of CPU), "
-            f"{used.ru_maxrss / 1024:.0f} MiB at most, ",
-            end="",
-        )
-        print(f"a page of {page.stat().st_size / 1e6:.2f} MB")
+        make(Path(folder), asked.methods, asked.seeds, asked.rounds)
+        taken = measure(Path(folder))
+    print(
+        f"{asked.methods * asked.seeds} runs of {asked.rounds} rounds: {taken.seconds:.1f} s "
+        f"({taken.cpu_seconds:.1f} s of CPU), {taken.memory:.0f} MiB at most, a page of {taken.page:.2f} MB"
+    )
+    wrong = beyond(taken) if asked.check else []
+    for words in wrong:
+        print(words)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
