@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ def run(
     changes: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any] | None = None,
     records: Mapping[str, Any] | None = None,
+    with_own_models: bool = False,
 ) -> Path:
-    """One finished run whose test accuracy ends at `final`; `records` replace keys of every record."""
+    """One finished run whose test accuracy ends at `final`; `records` replace keys of every record.
+
+    with_own_models: clients.json tells of test examples, under the global model and under each client's own.
+    """
     config = run_dirs.config(
         seed=seed, num_rounds=num_rounds, num_clients=20, clients_per_round=5, run_dir=str(path),
         strategy={"name": strategy, "weighting": "examples", "mixing": "mean"},
@@ -51,6 +56,9 @@ def run(
     whole = run_dirs.manifest(seed=seed, **dict(manifest or {}))
     spread = np.linspace(-0.1, 0.1, 20)
     clients = {"train_loss": (1.5 - final + spread).tolist(), "train_accuracy": (final + spread).tolist()}
+    for own, above in (("", 0.0), ("personal_", 0.03)) if with_own_models else ():
+        clients |= {f"{own}test_loss": (1.5 - final - above + spread).tolist()}
+        clients |= {f"{own}test_accuracy": (final + above + spread).tolist()}
     return run_dirs.write(
         path, lines, config=config, manifest=whole, timing=run_dirs.timing(num_rounds),
         partition=partition(seed), clients=clients,
@@ -74,24 +82,22 @@ def methods(path: Path, finals: Mapping[str, Iterable[float]], **options: Any) -
 
 
 def grid(path: Path, strategies: Iterable[str], step_sizes: Iterable[float], alphas: Iterable[float]) -> Path:
-    """A run for each strategy, step size, alpha and seed of two; the best is near 0.01 and 0.001."""
-    base = run_dirs.config()
-    for i, strategy in enumerate(strategies):
-        for step, alpha in ((step, alpha) for step in step_sizes for alpha in alphas):
-            for seed in (0, 1):
-                final = surface(step, alpha) + 0.02 * i + 0.005 * seed
-                changes = {
-                    "client": base["client"] | {"step_size": step},
-                    "scaling": base["scaling"] | {"alpha": alpha},
-                }
-                run(
-                    path / f"{strategy}-{step}-{alpha}-{seed}",
-                    seed,
-                    final,
-                    strategy=strategy,
-                    changes=changes,
-                )
+    """A run for each strategy, step size, alpha and seed of two, whose mean is 0.02 higher for each next strategy."""
+    base, asked = run_dirs.config(), list(product(enumerate(strategies), step_sizes, alphas))
+    for place, ((above, strategy), step, alpha) in enumerate(asked):
+        for seed in (0, 1):
+            final = surface(step, alpha) + 0.02 * above + apart(place, seed)
+            changes = {
+                "client": base["client"] | {"step_size": step},
+                "scaling": base["scaling"] | {"alpha": alpha},
+            }
+            run(path / f"{strategy}-{step}-{alpha}-{seed}", seed, final, strategy=strategy, changes=changes)
     return path
+
+
+def apart(place: int, seed: int) -> float:
+    """What a seed adds, another amount for each method; nothing in the mean over both."""
+    return 0.002 * (2 * seed - 1) * (1 + place % 4)
 
 
 def surface(step_size: float, alpha: float) -> float:
@@ -103,7 +109,7 @@ def tuned(path: Path, strategies: Iterable[str], num_trials: int = 16) -> Path:
     """A tuning of each over step size and alpha, its best trial on the edge; every fifth trial was pruned."""
     draw, told, base = np.random.default_rng(8), [], run_dirs.config()
     space = {"choices": [], "step": None, "is_log": True, "is_int": False}
-    for strategy in strategies:
+    for place, strategy in enumerate(strategies):
         trials: list[dict[str, Any]] = []
         for number in range(num_trials):
             step, alpha = (float(f"{10 ** draw.uniform(-4, -2.02):.3g}") for _ in range(2))
@@ -115,7 +121,8 @@ def tuned(path: Path, strategies: Iterable[str], num_trials: int = 16) -> Path:
         trials[best]["cells"] = [f"{strategy}-{seed}" for seed in range(2)]
         changes = {"client": base["client"] | {"step_size": 0.0099}}
         for seed, cell in enumerate(trials[best]["cells"]):
-            run(path / cell, seed, trials[best]["value"], strategy=strategy, changes=changes)
+            final = trials[best]["value"] + apart(place, seed)
+            run(path / cell, seed, final, strategy=strategy, changes=changes)
         told.append({
             "name": f"strategy={strategy}", "metric": "test_accuracy", "direction": "maximize", "seeds": [0, 1],
             "space": [space | {"key": key, "low": 1e-4, "high": 1e-2} for key in ("client.step_size", "scaling.alpha")],

@@ -195,7 +195,10 @@ def test_the_downloads_are_the_numbers(tmp_path: Path) -> None:
         "clients-train_accuracy.csv",
         "clients-train_loss.csv",
         "differences.csv",
+        "manifests.csv",
     }
+    assert {row["versions.torch"] for row in found["manifests.csv"]} == {"2.13.0"}
+    assert [row["seed"] for row in found["manifests.csv"]] == [row["seed"] for row in found["runs.csv"]]
     for row in found["runs.csv"]:
         name = row["method"].removeprefix("strategy=")
         assert float(row["test_accuracy"]) == finals[name][int(row["seed"])]

@@ -32,7 +32,7 @@ def test_light_and_dark_are_drawn_in_their_own_colours(report: Path, tmp_path: P
 
 @pytest.mark.parametrize("width", [500, 1200])
 def test_nothing_sticks_out_or_overlaps(report: Path, tmp_path: Path, width: int) -> None:
-    assert measured(tmp_path, report, width) == [9, []]
+    assert measured(tmp_path, report, width) == [9, 0, []]
 
 
 def test_the_policy_of_the_page_would_be_heard(report: Path, tmp_path: Path) -> None:

@@ -90,8 +90,12 @@ def runs(comparison: Comparison, runs: Sequence[History]) -> str:
         rows.append([of[id(run)].method.name, run.run.path, run.seed, final, started, *told])
     header = ["method", "run", "seed", comparison.metric.title, "started", *other]
     listed = f'<div class="scroll">{table(header, rows, "named two")}</div>'
+    every = [
+        [of[id(run)].method.name, str(run.run.path), *(manifest.get(key) for key in keys)]
+        for run, manifest in zip(runs, manifests, strict=True)
+    ]
+    save = download("manifests.csv", csv_text(["method", "run", *keys], every), "Every manifest as CSV")
     common = named((key, manifests[0][key]) for key in same)
     inside = fold(f"Every run ({len(runs)}), and where their manifests differ", listed)
-    return section(
-        "Runs", inside + fold("What all manifests have in common", f'<div class="scroll">{common}</div>')
-    )
+    inside += fold("What all manifests have in common", f'<div class="scroll">{common}</div>')
+    return section("Runs", inside + save)

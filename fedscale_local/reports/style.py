@@ -64,7 +64,7 @@ svg * { stroke-linejoin: round; }
 .key i { display: inline-block; width: .75rem; height: .75rem; border-radius: 3px; margin-right: .45rem; }
 .card { padding: .95rem 1rem; }
 details.card { padding: 0; margin-top: .8rem; }
-summary { cursor: pointer; padding: .7rem 1rem; font-weight: 600; }
+summary { cursor: pointer; padding: .7rem 1rem; font-weight: 600; overflow-wrap: anywhere; }
 details > :not(summary) { margin: 0 1rem 1rem; }
 pre { overflow-x: auto;
   font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
@@ -137,6 +137,9 @@ footer { margin-top: 2.5rem; color: var(--muted); font-size: .86rem; }
   .figures { grid-template-columns: 1fr 1fr; }
   h2 { break-after: avoid; }
   details.card { break-inside: auto; }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  summary { list-style: none; break-after: avoid; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   .scroll, .sideways { max-height: none; overflow: visible; }
   .download { display: none; }
   .bar, .key i, .heat td { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
