@@ -259,8 +259,8 @@ def page(folders: Sequence[Path], tuned: Sequence[Tuned]) -> str:
     for history in found:
         history.spent.pop("seconds", None)  # runs shared the machine
     same = len({history.rounds[-1] for history in found}) == 1
-    steps = min(history.spent["steps"][-1] for history in found)
-    chosen = None if same else budget.Budget("steps", float(steps))
+    least = None if same else float(min(history.spent["steps"][-1] for history in found))
+    chosen = None if least is None else budget.Budget("steps", least)
     known = [*tuning.remarks(tuned), *left_out]
     return compare_page.page(comparison.compare(histories.methods(found), chosen, None, known, tuned))
 

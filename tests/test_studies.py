@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import compared
 import numpy as np
 import pytest
+import run_dirs
 from pages import REPO
 from whole_runs import kept_fresh
 
@@ -153,6 +155,34 @@ def test_a_study_is_no_run_unless_it_is_asked_for_one() -> None:
         studies.compose.study(["experiment=savic_study"])
     config = studies.compose.config(["experiment=savic_study_small", "study=null"])
     assert (config.client.batch_size, config.model.name) == (16, "resnet8")
+
+
+def test_work_in_few_rounds_and_in_many_is_compared_at_equal_local_steps(tmp_path: Path) -> None:
+    """5 clients a round: 8 rounds of 5 steps and 4 of 10 are 200 steps; the tuning's edge is on the page."""
+    for local_steps, num_rounds in ((5, 8), (10, 4)):
+        client = run_dirs.config()["client"] | {"local_steps": local_steps}
+        for seed in range(3):
+            compared.run(
+                tmp_path / str(local_steps) / str(seed),
+                seed,
+                0.5 + local_steps / 50,
+                num_rounds=num_rounds,
+                changes={"client": client},
+            )
+    space = {"key": "client.step_size", "choices": ["0.1", "0.2", "0.3"], "step": None, "is_log": False}
+    trial = {
+        "state": "complete",
+        "value": 0.5,
+        "values": {"client.step_size": "0.3"},
+        "number": 0,
+        "cells": [],
+    }
+    tuned = studies.Tuned("strategy=fedavg", "test_loss", "minimize", [0], [space], [trial], 0)
+    page = studies.page([tmp_path / "5", tmp_path / "10"], [tuned])
+    assert "at equal local steps (200)" in page and "budgets are unequal" not in page
+    assert "70.0" in page and "60.0" in page
+    assert "client.step_size=0.3 is on the upper edge" in page and studies.on_edge(tuned)
+    assert "after 4 rounds" in studies.page([tmp_path / "10"], [])
 
 
 def test_images_are_the_first_of_each_class_and_means_over_pixels(tmp_path: Path) -> None:
