@@ -3,6 +3,10 @@
 `checkpoints/round-000010.safetensors` holds the tensors and `round-000010.json` the rest: the configuration and its
 sum, the round's line of rounds.jsonl, and the SHA-256 of the tensors, of the lines before, and of all this itself. The
 JSON is written last, so a checkpoint is there when its JSON is, and counts only if every sum agrees.
+
+Where clients keep their states on disk (client_store.py), `checkpoints/clients/1234-round-000007.safetensors` is what
+the client with that node id kept after round 7. It is never written again, and belongs to every checkpoint whose JSON
+names it and its sum; it goes with the last of them.
 """
 
 from __future__ import annotations
@@ -10,10 +14,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +34,13 @@ from fedscale_local.scaling import Memory
 LINES = "rounds.jsonl"
 
 
+class Filed(NamedTuple):
+    """A client's state in a file: the round after which it was that, and the sum of the file."""
+
+    round: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What there is after `round`.
@@ -37,6 +49,7 @@ class Checkpoint:
     record  the round's line of rounds.jsonl
     before  bytes of rounds.jsonl before that line
     config  the whole configuration as plain values
+    filed   what clients keep in files of their own, by node id
     """
 
     round: int
@@ -44,6 +57,7 @@ class Checkpoint:
     record: Mapping[str, Any]
     before: int
     config: Mapping[str, Any]
+    filed: Mapping[int, Filed] = field(default_factory=dict)
 
 
 class Found(NamedTuple):
@@ -79,6 +93,7 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> None:
     folder = run_dir / "checkpoints"
     disk.make_folder(folder)
     disk.flush(run_dir / LINES)
+    _flush_clients(run_dir, checkpoint.filed)
     stem = _stem(checkpoint.round)
     tree, leaves = encode(checkpoint.state)
     tensors = save(leaves)
@@ -91,6 +106,7 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> None:
         "config": dict(checkpoint.config),
         "config_sha256": _sum(decisive(checkpoint.config)),
         "state": tree,
+        "filed": [[node, *filed] for node, filed in checkpoint.filed.items()],
     }
     disk.write(folder / f"{stem}.safetensors", tensors)
     text = json.dumps(body)
@@ -111,13 +127,14 @@ def newest(run_dir: Path) -> Found:
 
 
 def forget_after(run_dir: Path, round: int) -> None:
-    """Remove the checkpoints of later rounds, which are to be done again, and what an interrupted writer left."""
-    _forget_others(run_dir / "checkpoints", [found for found in rounds(run_dir) if found <= round])
+    """Remove the checkpoints of later rounds, which are to be done again, and what an interrupted run left."""
+    _forget_others(run_dir, [found for found in rounds(run_dir) if found <= round], math.inf)
 
 
 def forget_older(run_dir: Path, keep: int) -> None:
-    """Remove all checkpoints but the newest `keep`."""
-    _forget_others(run_dir / "checkpoints", rounds(run_dir)[-keep:])
+    """Remove all checkpoints but the newest `keep`, in a run that may have gone on behind them."""
+    kept = rounds(run_dir)[-keep:]
+    _forget_others(run_dir, kept, max(kept, default=0))
 
 
 def rounds(run_dir: Path) -> list[int]:
@@ -126,9 +143,23 @@ def rounds(run_dir: Path) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def files(round: int) -> tuple[str, str]:
-    """The files of a round's checkpoint, by their names in the run directory, as they are written: the JSON last."""
-    return f"checkpoints/{_stem(round)}.safetensors", f"checkpoints/{_stem(round)}.json"
+def files(run_dir: Path, round: int) -> list[str]:
+    """The files of a round's checkpoint, by their names in the run directory, as they are written: the JSON last.
+
+    Raises FileNotFoundError if there is none; one whose JSON is damaged names no client's file.
+    """
+    own = [f"checkpoints/{_stem(round)}.safetensors", f"checkpoints/{_stem(round)}.json"]
+    text = (run_dir / own[1]).read_bytes()
+    try:
+        filed = _filed(json.loads(text)["body"])
+        return [*(client_file(node, kept.round) for node, kept in filed.items()), *own]
+    except Exception:  # of what is in a damaged file nobody can say how it fails
+        return own
+
+
+def client_file(node: int, round: int) -> str:
+    """The name, in the run directory, of the file with what a client kept after this round."""
+    return f"checkpoints/clients/{node}-{_stem(round)}.safetensors"
 
 
 def _read(run_dir: Path, stem: str) -> Checkpoint:
@@ -144,10 +175,16 @@ def _read(run_dir: Path, stem: str) -> Checkpoint:
             raise Damaged(f"{stem}.safetensors is not what was written")
         if body["before_sha256"] != _sum_of_lines(run_dir, body["before"]):
             raise Damaged(f"{LINES} does not hold the rounds before it as they were written")
+        filed = _filed(body)
+        for node, kept in filed.items():
+            with (run_dir / client_file(node, kept.round)).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != kept.sha256:
+                    raise Damaged(f"{Path(file.name).name} is not what was written")
         state = decode(body["state"], load(tensors))
         if not isinstance(state, dict):
             raise Damaged(f"{stem}.json holds no state")
-        return Checkpoint(body["round"], state, dict(body["record"]), body["before"], dict(body["config"]))
+        record, config = dict(body["record"]), dict(body["config"])
+        return Checkpoint(body["round"], state, record, body["before"], config, filed)
     except Damaged:
         raise
     except OSError as error:
@@ -155,6 +192,10 @@ def _read(run_dir: Path, stem: str) -> Checkpoint:
         raise Damaged(f"{name} cannot be read ({error.strerror})") from error
     except Exception as error:  # of what is in a damaged file nobody can say how it fails
         raise Damaged(f"{stem} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _filed(body: Mapping[str, Any]) -> dict[int, Filed]:
+    return {int(node): Filed(int(round), str(sha256)) for node, round, sha256 in body.get("filed", [])}
 
 
 def encode(value: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -215,12 +256,38 @@ def _stem(round: int) -> str:
     return f"round-{round:06d}"
 
 
-def _forget_others(folder: Path, rounds: list[int]) -> None:
-    """Remove the files of all other rounds, and unfinished ones; the JSON goes first, as it came last."""
+def _flush_clients(run_dir: Path, filed: Mapping[int, Filed]) -> None:
+    """Put these files on disk; what is older than the newest checkpoint is there, as that one names it too."""
+    before = max(rounds(run_dir), default=0)
+    new = [run_dir / client_file(node, kept.round) for node, kept in filed.items() if kept.round > before]
+    for path in new:
+        disk.flush(path)
+    if new:
+        disk.flush(new[0].parent)
+
+
+def _forget_others(run_dir: Path, rounds: list[int], until: float) -> None:
+    """Remove the files of all other checkpoints, and unfinished ones; the JSON goes first, as it came last.
+
+    until: what clients kept after later rounds stays, as a checkpoint that is not written yet may name it.
+    """
+    folder = run_dir / "checkpoints"
     kept = {f"{_stem(round)}{end}" for round in rounds for end in (".json", ".safetensors")}
     others = [name for name in _names(folder) if name.startswith("round-") and name not in kept]
     for name in sorted(others, key=lambda name: not name.endswith(".json")):
         disk.remove(folder / name)
+    clients = _names(folder / "clients")
+    if clients:
+        named = {Path(name).name for round in rounds for name in files(run_dir, round)}
+        for name in clients:
+            if name not in named and _round_of(name) <= until:
+                disk.remove(folder / "clients" / name)
+
+
+def _round_of(name: str) -> float:
+    """The round after which a client's file was written; a name without one is of the round under way."""
+    found = re.fullmatch(r"\d+-round-(\d{6,})\.safetensors", name)
+    return int(found[1]) if found else math.inf
 
 
 def _names(folder: Path) -> list[str]:

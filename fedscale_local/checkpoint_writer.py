@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from types import TracebackType
 
-from fedscale_local import checkpoint
+from fedscale_local import checkpoint, disk
 from fedscale_local.checkpoint import Checkpoint
 
 REST = 9
@@ -27,7 +27,9 @@ class Writer:
     def __init__(self, run_dir: Path, keep: int) -> None:
         self.run_dir, self.keep = run_dir, keep
         self.newest: Checkpoint | None = None
-        """The last finished round, which is not on disk unless it was due."""
+        """The last finished round, if it was not due."""
+        self.begun = max(checkpoint.rounds(run_dir), default=0)
+        """The newest round that is on disk or was handed to the thread."""
         self.waiting: deque[Checkpoint] = deque(maxlen=1)
         self.under_way: deque[Future[None]] = deque()
         self.thread = ThreadPoolExecutor(1, "checkpoints")
@@ -35,7 +37,9 @@ class Writer:
 
     def offer(self, finished: Checkpoint, is_due: bool) -> None:
         """Remember a finished round, and begin to write it if it is due."""
-        self.newest = finished
+        overtaken, self.newest = self.newest, finished
+        if overtaken is not None:
+            self._forget_files(overtaken, finished)
         if is_due:
             self._raise_failures()
             self._begin()
@@ -43,8 +47,14 @@ class Writer:
     def _begin(self) -> None:
         if self.newest is not None:
             self.waiting.append(self.newest)
-            self.newest = None
+            self.begun, self.newest = self.newest.round, None
             self.under_way.append(self.thread.submit(self._write))
+
+    def _forget_files(self, overtaken: Checkpoint, newer: Checkpoint) -> None:
+        """Remove the clients' files that nothing names any more, as this checkpoint will never be written."""
+        for node, kept in overtaken.filed.items():
+            if kept.round > self.begun and newer.filed.get(node) != kept:
+                disk.remove(self.run_dir / checkpoint.client_file(node, kept.round))
 
     def _write(self) -> None:
         """Write the one that waits; it may be gone, written in the place of one that it had overtaken."""

@@ -21,6 +21,8 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedscale_local import flower_adapter as adapter
+from fedscale_local import wire
+from fedscale_local.client_store import Kept
 from fedscale_local.errors import FedscaleError
 from fedscale_local.keys import client_of_name
 
@@ -220,6 +222,12 @@ class ClientGrid(Grid):
                 self.states[reply.metadata.src_node_id] = reply.content
                 self.at_work.discard(reply.metadata.src_node_id)
         return {node: self.states[node] for node in sorted(self.states) if len(self.states[node])}
+
+    def settle_clients(self, round: int, is_due: bool) -> Kept | None:
+        """What each client keeps now that this round is done; None: that would be asked for, and none is due."""
+        if self.keeps_state and not is_due:
+            return None
+        return Kept({node: wire.dump_records(state) for node, state in self.client_states().items()}, {})
 
     def restore_clients(self, states: Mapping[int, RecordDict]) -> None:
         """Give each client back what it kept; raises FedscaleError if one of them cannot be reached."""

@@ -15,16 +15,19 @@ from fedscale_local.errors import StorageError
 
 def write(path: Path, content: bytes) -> None:
     """Write all of it or nothing: under a temporary name, flushed, renamed, the folder flushed."""
-    temporary = _temporary(path)
-    with _named(path):
-        try:
-            _put(temporary, content, os.O_TRUNC, flushed=True)
-            os.replace(temporary, path)
-        except OSError:
-            with suppress(OSError):  # half a file is of no use, and its room may be needed
-                os.unlink(temporary)
-            raise
+    _replace(path, content, flushed=True)
     flush(path.parent)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write all of it or nothing, if this process is killed; `flush` of file and folder puts it on disk."""
+    _replace(path, content, flushed=False)
+
+
+def rename(path: Path, new: Path) -> None:
+    """Give a file another name; `flush` of the folder puts that on disk."""
+    with _named(path):
+        os.replace(path, new)
 
 
 def append(path: Path, line: bytes) -> None:
@@ -73,6 +76,18 @@ def remove(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".part")
+
+
+def _replace(path: Path, content: bytes, flushed: bool) -> None:
+    temporary = _temporary(path)
+    with _named(path):
+        try:
+            _put(temporary, content, os.O_TRUNC, flushed)
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):  # half a file is of no use, and its room may be needed
+                os.unlink(temporary)
+            raise
 
 
 def _put(path: Path, content: bytes, how: int, flushed: bool) -> None:

@@ -48,36 +48,41 @@ def resume(run_dir: Path, config: Config | None = None, accept_changes: bool = F
     """
     run_dirs.head(run_dir)  # a directory that is none of a run's gets no lock either
     with locks.hold(run_dir):
-        saved, manifest = run_dirs.head(run_dir)
-        config = config or from_container(saved)
-        trackers.check(config)
-        experiment = build(config.model_copy(update={"run_dir": str(run_dir)}))
-        found = checkpoint.newest(run_dir)
-        if found.checkpoint is None:
-            experiment = aimed(experiment)
-        chosen, work = _engine(experiment, manifest.get("engine", {}))
-        notes = [f"a checkpoint is passed over: {reason}" for reason in found.passed_over]
-        round = 0
-        if found.checkpoint is not None:
-            round = found.checkpoint.round
-            changes = identity.differences(config, chosen, manifest, found.checkpoint.config)
-            if changes and not accept_changes:
-                raise RunDirError(
-                    f"run_dir={run_dir}",
-                    f"it would not end with the same bytes, as something has changed: {'; '.join(changes)}",
-                    "undo that, or go on all the same with --accept-changes, which the manifest will tell",
-                )
-            notes += [f"a change is accepted: {words}" for words in changes]
-        if round > config.num_rounds:
+        return _carry_out(*_take_up(run_dir, config, accept_changes))
+
+
+def _take_up(run_dir: Path, config: Config | None, accept_changes: bool) -> tuple[Experiment, Work, int]:
+    """The rest of a run that may go on, and the rounds that are done; what it goes on from is not held meanwhile."""
+    saved, manifest = run_dirs.head(run_dir)
+    config = config or from_container(saved)
+    trackers.check(config)
+    experiment = build(config.model_copy(update={"run_dir": str(run_dir)}))
+    found = checkpoint.newest(run_dir)
+    if found.checkpoint is None:
+        experiment = aimed(experiment)
+    chosen, work = _engine(experiment, manifest.get("engine", {}))
+    notes = [f"a checkpoint is passed over: {reason}" for reason in found.passed_over]
+    round = 0
+    if found.checkpoint is not None:
+        round = found.checkpoint.round
+        changes = identity.differences(config, chosen, manifest, found.checkpoint.config)
+        if changes and not accept_changes:
             raise RunDirError(
-                f"num_rounds={config.num_rounds}",
-                f"{round} rounds are done in {run_dir}",
-                f"set num_rounds to {round} or more",
+                f"run_dir={run_dir}",
+                f"it would not end with the same bytes, as something has changed: {'; '.join(changes)}",
+                "undo that, or go on all the same with --accept-changes, which the manifest will tell",
             )
-        for note in notes:
-            log.warning("%s", note)
-        records.carry_on(run_dir, experiment.config, chosen, round, notes)
-        return _carry_out(experiment, work, round)
+        notes += [f"a change is accepted: {words}" for words in changes]
+    if round > config.num_rounds:
+        raise RunDirError(
+            f"num_rounds={config.num_rounds}",
+            f"{round} rounds are done in {run_dir}",
+            f"set num_rounds to {round} or more",
+        )
+    for note in notes:
+        log.warning("%s", note)
+    records.carry_on(run_dir, experiment.config, chosen, round, notes)
+    return experiment, work, round
 
 
 def begin(experiment: Experiment, chosen: dict[str, Any], work: Work) -> Path:

@@ -35,7 +35,9 @@ RECORDS = "fedscale-records"
 """The key under which a run that was begun elsewhere brings its records along, packed."""
 LAST = ("clients.json", "model.safetensors")
 """What is written after the last round; the model last, as it says that the run is over."""
-_CHECKPOINT = re.compile(r"checkpoints/round-\d{6,}\.(json|safetensors)")
+_CHECKPOINT = re.compile(
+    r"checkpoints/(round-\d{6,}\.(json|safetensors)|clients/\d+-round-\d{6,}\.safetensors)"
+)
 
 
 class Parcel(NamedTuple):
@@ -94,7 +96,7 @@ class Outbox:
             self._send_lines(name)
         for round in due:
             with suppress(FileNotFoundError):  # a newer one has taken its place
-                for name in checkpoint.files(round):
+                for name in checkpoint.files(self.run_dir, round):
                     self.send_whole(name)
             self.sent.add(round)
 
@@ -176,7 +178,8 @@ class Inbox:
         if parcel.name in GROWING:
             (disk.write if parcel.begins else disk.append)(path, parcel.content)
             return
-        disk.make_folder(path.parent)
+        for folder in (path.parent.parent, path.parent):
+            disk.make_folder(folder)
         disk.write_part(path, parcel.content, begins=parcel.begins)
         is_checkpoint = parcel.ends and parcel.name not in LAST and path.suffix == ".json"
         if is_checkpoint:  # the lines before it are on disk before it counts
@@ -190,7 +193,7 @@ class Inbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in (*self.run_dir.glob("*.part"), *self.run_dir.glob("checkpoints/*.part")):
+        for part in (*self.run_dir.glob("*.part"), *self.run_dir.glob("checkpoints/**/*.part")):
             disk.remove(part)
 
 

@@ -11,7 +11,7 @@ A reply that cannot be used is dropped, counted and named; it never ends the run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fedscale_local import checkpoint, evaluation, ledger, records, sending, wir
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.checkpoint_writer import Writer
 from fedscale_local.client_grid import by_client, take_refusals
+from fedscale_local.client_store import OnDisk
 from fedscale_local.config import to_container
 from fedscale_local.engines.chunks import chunked
 from fedscale_local.experiment import Experiment
@@ -38,24 +39,8 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
     config, task = experiment.config, experiment.task
     grid = chunked(experiment, grid)
     grid = by_client(grid, len(experiment.partition), experiment.clients_keep_state, config.round_timeout)
-    arrays = wire.model_record(task, task.initial_params, task.initial_buffers)
-    first, probe = getattr(strategy, "first_round", 1), NO_PROBE
-    clients: dict[int, Any] = {}
-    kept, lines = checkpoint.newest(run_dir).checkpoint, run_dir / checkpoint.LINES
-    if kept is None:
-        checkpoint.forget_after(run_dir, 0)
-        records.rewind(run_dir, 0)
-    else:
-        arrays, clients, first = (
-            _restore(experiment, strategy, grid, kept),
-            kept.state["clients"],
-            kept.round + 1,
-        )
-        # Was the round evaluated because it was the last, or is it the last now? Then its line is another.
-        record = dict(kept.record) | _evaluation(experiment, kept.round, arrays)
-        checkpoint.forget_after(run_dir, kept.round)
-        records.rewind(run_dir, kept.round, kept.before, record)
-    container = to_container(config)
+    first, arrays = _begin(experiment, strategy, grid, run_dir)
+    probe, lines, container = NO_PROBE, run_dir / checkpoint.LINES, to_container(config)
     with Writer(run_dir, config.checkpoint_keep) as writer:
         for round in range(first, config.num_rounds + 1):
             clock = _Clock()
@@ -64,7 +49,7 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
                 config.checkpoint_every > 0 and round % config.checkpoint_every == 0
             )
             if round == 0:
-                probe, clients = record, _kept_by(experiment, grid, clients, record["clients"])
+                probe = record
                 continue
             if round == 1:
                 record |= {key: probe[key] + record[key] for key in ("bytes_up", "bytes_down", "failures")}
@@ -74,10 +59,11 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
                 record |= {"probe_bytes_up": probe["bytes_up"], "probe_bytes_down": probe["bytes_down"]}
             before = lines.stat().st_size if lines.exists() else 0
             records.append_line(lines, record)
-            if is_due or not _must_be_asked(experiment, grid):
-                clients = _kept_by(experiment, grid, clients, record["clients"])
-                state = _state(experiment, strategy, arrays, clients)
-                writer.offer(checkpoint.Checkpoint(round, state, record, before, container), is_due)
+            kept = grid.settle_clients(round, is_due)  # type: ignore[attr-defined]
+            if kept is not None:
+                state = _state(experiment, strategy, arrays) | {"clients": kept.dumped}
+                finished = checkpoint.Checkpoint(round, state, record, before, container, kept.filed)
+                writer.offer(finished, is_due)
             clock.lap("record_seconds")
             timing = {"round": round, "ended_at": time.time()} | clock.parts()
             records.append_line(run_dir / "timing.jsonl", timing)
@@ -85,6 +71,25 @@ def run(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -
     if config.eval_clients:
         records.save_clients(run_dir, evaluation.of_clients(experiment, grid, params, buffers))
     records.save_model(run_dir, task.named(params, buffers))
+
+
+def _begin(experiment: Experiment, strategy: Strategy, grid: Grid, run_dir: Path) -> tuple[int, ArrayRecord]:
+    """The first round to do and the model before it; the run directory, strategy and clients are put back to there."""
+    task, kept = experiment.task, checkpoint.newest(run_dir).checkpoint
+    checkpoint.forget_after(run_dir, kept.round if kept else 0)
+    if kept is None:
+        records.rewind(run_dir, 0)
+        arrays = wire.model_record(task, task.initial_params, task.initial_buffers)
+        return getattr(strategy, "first_round", 1), arrays
+    arrays = wire.model_record(task, kept.state["params"], kept.state["buffers"])
+    adapter.load_strategy(strategy, kept.state["strategy"])
+    dumped = kept.state["clients"].items()
+    states = OnDisk(run_dir, kept.filed) if kept.filed else {n: wire.load_records(s) for n, s in dumped}
+    grid.restore_clients(states)  # type: ignore[attr-defined]
+    # Was the round evaluated because it was the last, or is it the last now? Then its line is another.
+    record = dict(kept.record) | _evaluation(experiment, kept.round, arrays)
+    records.rewind(run_dir, kept.round, kept.before, record)
+    return kept.round + 1, arrays
 
 
 def _round(
@@ -140,42 +145,11 @@ def _round(
     return arrays, record | {"bytes_up_by": up, "bytes_down_by": down, "failures": failures}
 
 
-def _state(
-    experiment: Experiment, strategy: Strategy, arrays: ArrayRecord, clients: dict[int, Any]
-) -> dict[str, Any]:
-    """Everything that the next round needs: model, strategy, and what the clients keep; it stays as it is."""
+def _state(experiment: Experiment, strategy: Strategy, arrays: ArrayRecord) -> dict[str, Any]:
+    """Everything that the next round needs of model and strategy; it stays as it is."""
     params, buffers = wire.from_model_record(arrays, experiment.task)
     kept = checkpoint.snapshot(adapter.dump_strategy(strategy))
-    return {"params": params, "buffers": buffers, "strategy": kept, "clients": clients}
-
-
-def _must_be_asked(experiment: Experiment, grid: Grid) -> bool:
-    """Is what clients keep on devices, or on disk? Then a checkpoint that is due fetches it, and not each round."""
-    return experiment.clients_keep_state and getattr(grid, "keeps_elsewhere", True)
-
-
-def _kept_by(
-    experiment: Experiment, grid: Grid, before: dict[int, Any], asked: Sequence[int]
-) -> dict[int, Any]:
-    """What each client keeps, by node id, after a round in which these clients were asked and others did nothing."""
-    if not experiment.clients_keep_state:
-        return {}
-    states = grid.client_states()  # type: ignore[attr-defined]
-    if _must_be_asked(experiment, grid):
-        return {node: wire.dump_records(records) for node, records in states.items()}
-    nodes = [adapter.FIRST_NODE + client for client in asked]
-    return before | {node: wire.dump_records(states.get(node, {})) for node in nodes}
-
-
-def _restore(
-    experiment: Experiment, strategy: Strategy, grid: Grid, kept: checkpoint.Checkpoint
-) -> ArrayRecord:
-    """Put strategy and clients back to where the checkpoint left them; its model."""
-    task, state = experiment.task, kept.state
-    adapter.load_strategy(strategy, state["strategy"])
-    clients = {node: wire.load_records(records) for node, records in state["clients"].items()}
-    grid.restore_clients(clients)  # type: ignore[attr-defined]
-    return wire.model_record(task, state["params"], state["buffers"])
+    return {"params": params, "buffers": buffers, "strategy": kept}
 
 
 def _evaluation(experiment: Experiment, round: int, arrays: ArrayRecord) -> dict[str, float | None]:

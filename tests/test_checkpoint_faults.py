@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from whole_runs import configured
+from whole_runs import configured, left_over
 
 from fedscale_local import checkpoint, disk, lifecycle
 from fedscale_local.checkpoint_writer import Writer
@@ -35,6 +35,8 @@ TINY = (
     "engine.workers=1",
     "checkpoint_every=1",
 )
+PLACES = {"memory": (), "disk": ("scaling.scope=local", "engine.client_state=disk")}
+"""Where what clients keep lies; on disk there is more to write, rename and remove."""
 
 
 class Calls:
@@ -98,8 +100,8 @@ def results(run_dir: Path) -> tuple[bytes, bytes]:
     return (run_dir / "rounds.jsonl").read_bytes(), (run_dir / "model.safetensors").read_bytes()
 
 
-def config_in(run_dir: Path, **settings: Any) -> Config:
-    return configured(*TINY, settings={"run_dir": str(run_dir), **settings})
+def config_in(run_dir: Path, *overrides: str, **settings: Any) -> Config:
+    return configured(*TINY, *overrides, settings={"run_dir": str(run_dir), **settings})
 
 
 def in_a_child(work: Callable[[], object]) -> int:
@@ -117,12 +119,12 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def every_call(faults: dict[Callable[..., Any], int], tmp_path: Path, step: int) -> int:
+def every_call(place: str, faults: dict[Callable[..., Any], int], tmp_path: Path, step: int) -> int:
     """Each fault at every `step`-th call of a run; how many cases there were."""
     counting, whole = Calls(), tmp_path / "whole"
     short = {"num_rounds": 2, "checkpoint_keep": 1}
     with one_after_the_other(counting):
-        lifecycle.run(config_in(whole, **short))
+        lifecycle.run(config_in(whole, *PLACES[place], **short))
     cases, run_dir = 0, tmp_path / "run"
     for at in range(0, counting.made, step):
         for fault, status in faults.items():
@@ -130,7 +132,7 @@ def every_call(faults: dict[Callable[..., Any], int], tmp_path: Path, step: int)
 
             def faulty(at: int = at, fault: Callable[..., Any] = fault) -> None:
                 with one_after_the_other(Calls(at, fault)):
-                    lifecycle.run(config_in(run_dir, **short))
+                    lifecycle.run(config_in(run_dir, *PLACES[place], **short))
 
             ended = in_a_child(faulty)
             if not (run_dir / "manifest.json").exists():  # nothing was begun: one begins anew
@@ -140,7 +142,7 @@ def every_call(faults: dict[Callable[..., Any], int], tmp_path: Path, step: int)
             with one_after_the_other(Calls()):
                 lifecycle.resume(run_dir)
             assert results(run_dir) == results(whole), (at, fault.__name__)
-            assert not list(run_dir.glob("checkpoints/*.part"))
+            assert not left_over(run_dir), (at, fault.__name__)
             cases += 1
     return cases
 
@@ -148,13 +150,15 @@ def every_call(faults: dict[Callable[..., Any], int], tmp_path: Path, step: int)
 FAULTS = {fails: 1, dies_before: 9, dies_after: 9}
 
 
-def test_a_fault_at_some_calls(tmp_path: Path) -> None:
-    assert every_call(FAULTS, tmp_path, step=11) > 15
+@pytest.mark.parametrize(("place", "step"), [("memory", 11), ("disk", 23)])
+def test_a_fault_at_some_calls(place: str, step: int, tmp_path: Path) -> None:
+    assert every_call(place, FAULTS, tmp_path, step) > 15
 
 
 @pytest.mark.slow
-def test_a_fault_at_every_call(tmp_path: Path) -> None:
-    assert every_call(FAULTS, tmp_path, step=1) > 150
+@pytest.mark.parametrize("place", PLACES)
+def test_a_fault_at_every_call(place: str, tmp_path: Path) -> None:
+    assert every_call(place, FAULTS, tmp_path, step=1) > 150
 
 
 @pytest.mark.slow

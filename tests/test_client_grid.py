@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from flwr.serverapp import Grid
 from fedscale_local import client_grid, wire
 from fedscale_local import flower_adapter as adapter
 from fedscale_local.client_grid import ClientGrid, take_refusals
+from fedscale_local.client_store import OnDisk
 from fedscale_local.keys import client_of_name, name_of_client
 
 FIRST = adapter.FIRST_NODE
@@ -136,7 +138,7 @@ def test_nothing_of_who_serves_whom_is_left_in_a_reply() -> None:
     assert list(reply.content) == [wire.METRICS]
 
 
-def test_only_clients_that_did_something_are_asked_what_they_keep() -> None:
+def test_only_clients_that_did_something_are_asked_what_they_keep(tmp_path: Path) -> None:
     nodes = Nodes(n11=("client-0", 0), n12=("client-1", 1), n13=("client-2", 2))
     clients = ClientGrid(nodes, 3)
 
@@ -154,7 +156,9 @@ def test_only_clients_that_did_something_are_asked_what_they_keep() -> None:
     assert fetched(1) == ([1], {1: 2})
     assert fetched(0, 1) == ([0, 1], {0: 5, 1: 6})
     assert fetched() == ([], {0: 5, 1: 6})
-    clients.restore_clients({FIRST + 2: RecordDict({wire.METRICS: MetricRecord({"number": -1})})})
+    kept = OnDisk(tmp_path)
+    kept[FIRST + 2] = RecordDict({wire.METRICS: MetricRecord({"number": -1})})
+    clients.restore_clients(kept)
     assert fetched(0) == ([0], {0: 9, 1: 6, 2: -1})
     clients.send_and_receive([adapter.message_to(FIRST, RecordDict())])
     del nodes.nodes[11]

@@ -5,12 +5,14 @@ Lines are lost, doubled, damaged and swapped on the way; then the log is read ag
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedscale_local import checkpoint, parcels, records
-from fedscale_local.checkpoint import Checkpoint
+from fedscale_local.checkpoint import Checkpoint, Filed
 from fedscale_local.engines import flower_command, submit
 from fedscale_local.errors import FedscaleError
 from fedscale_local.parcels import Inbox, Outbox, Parcel, from_line, packed, to_line, unpack
@@ -33,15 +35,20 @@ def small_parcels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parcels, "SIZE", SMALL)
 
 
-def write_round(run_dir: Path, round: int) -> None:
-    """What the loop writes in a round: its line, the time it took, a checkpoint."""
+def write_round(run_dir: Path, round: int, clients: Mapping[int, bytes] = MappingProxyType({})) -> None:
+    """What the loop writes in a round: its line, the time it took, what clients keep in files, a checkpoint."""
     path = run_dir / "rounds.jsonl"
     before = path.stat().st_size if path.exists() else 0
     record = {"round": round, "train_loss": 1 / round}
     records.append_line(path, record)
     records.append_line(run_dir / "timing.jsonl", {"round": round, "round_seconds": 0.1})
     state = {"params": torch.full((40,), float(round))}
-    checkpoint.write(run_dir, Checkpoint(round, state, record, before, {"seed": 1}), KEEP)
+    for node, content in clients.items():
+        file = run_dir / checkpoint.client_file(node, round)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    filed = {node: Filed(round, hashlib.sha256(content).hexdigest()) for node, content in clients.items()}
+    checkpoint.write(run_dir, Checkpoint(round, state, record, before, {"seed": 1}, filed), KEEP)
 
 
 def contents(run_dir: Path) -> dict[str, bytes]:
@@ -85,12 +92,10 @@ def test_the_same_files_with_the_same_bytes(looks: list[bool], again_from: int) 
         there, here = Path(place, "there"), Path(place, "here")
         there.mkdir(), here.mkdir()
         lines = written(there, looks, again_from)
-        if again_from:  # the checkpoint that it goes on from is where it came from
-            for name in checkpoint.files(again_from):
-                (here / "checkpoints").mkdir(exist_ok=True)
-                source = there / name
-                if source.exists():
-                    (here / name).write_bytes(source.read_bytes())
+        if again_from in checkpoint.rounds(there):  # what it goes on from is where it came from
+            for name in checkpoint.files(there, again_from):
+                (here / name).parent.mkdir(parents=True, exist_ok=True)
+                (here / name).write_bytes((there / name).read_bytes())
         with Inbox(here, KEEP) as inbox:
             assert all(inbox.take(line + "\n") for line in lines)
         assert inbox.is_complete and not inbox.is_behind
@@ -168,7 +173,15 @@ def test_a_line_with_another_character_is_no_parcel(place: int, change: int) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["../outside", "/etc/outside", "config.yaml", "checkpoints/../../x", "rounds.jsonl\n", "manifest.json"],
+    [
+        "../outside",
+        "/etc/outside",
+        "config.yaml",
+        "checkpoints/../../x",
+        "checkpoints/clients/../x",
+        "rounds.jsonl\n",
+        "manifest.json",
+    ],
 )
 def test_the_other_host_does_not_choose_where_something_is_written(name: str, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
@@ -193,10 +206,11 @@ def test_the_newest_records_travel_with_a_run_that_goes_on(tmp_path: Path) -> No
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir(), here.mkdir()
     for round in (1, 2, 3):
-        write_round(there, round)
+        write_round(there, round, {1: b"what a client keeps", 20: bytes(3 * SMALL)})
     records.save_model(there, {"weight": torch.arange(50.0)})
     unpack(packed(there, 3), here)
-    expected = {*parcels.GROWING, *checkpoint.files(3)}
+    assert not checkpoint.newest(here).passed_over
+    expected = {*parcels.GROWING, *checkpoint.files(there, 3)}
     assert contents(here) == {name: (there / name).read_bytes() for name in expected}
     with pytest.raises(ValueError, match="not whole"):
         unpack(packed(there, 3).rpartition("\n")[0], here)

@@ -17,7 +17,7 @@ from flwr.app import Context, Message
 from safetensors.numpy import load_file
 
 import clients.client_app
-from fedscale_local import compose, fresh, lifecycle
+from fedscale_local import checkpoint, compose, fresh, lifecycle
 from fedscale_local.config import Config, from_container
 from fedscale_local.errors import ClientError
 
@@ -73,6 +73,18 @@ def run(run_dir: Path, *overrides: str, settings: Mapping[str, Any] | None = Non
         lifecycle.run(config)
     lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     return Run(run_dir, lines, load_file(run_dir / "model.safetensors"))
+
+
+def client_files(run_dir: Path) -> set[str]:
+    """The files with what clients keep that checkpoints of a run name."""
+    names = {name for round in checkpoint.rounds(run_dir) for name in checkpoint.files(run_dir, round)}
+    return {name for name in names if "/clients/" in name}
+
+
+def left_over(run_dir: Path) -> set[str]:
+    """The files among the checkpoints of a run that none of them names."""
+    there = {str(path.relative_to(run_dir)) for path in run_dir.glob("checkpoints/**/*") if path.is_file()}
+    return there.difference(*(checkpoint.files(run_dir, round) for round in checkpoint.rounds(run_dir)))
 
 
 @contextmanager

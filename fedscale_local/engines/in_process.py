@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import gc
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedscale_local import flower_adapter as adapter
-from fedscale_local.client_store import OnDisk
+from fedscale_local.client_store import InMemory, Kept, OnDisk
 from fedscale_local.config import CustomClient, to_json
 from fedscale_local.config_engines import InProcess
 from fedscale_local.engines import cost_model, gpus
@@ -37,7 +36,7 @@ from fedscale_local.tasks import Task
 class InProcessGrid(Grid):
     """Delivers messages by calling the ClientApp; between two calls of a client there is its state alone.
 
-    states: what clients keep, by node id; a mapping on disk keeps it out of memory.
+    states: what clients keep, by node id.
     """
 
     def __init__(
@@ -46,15 +45,14 @@ class InProcessGrid(Grid):
         num_clients: int,
         run_config: dict[str, Any],
         seed: int = 0,
-        states: MutableMapping[int, RecordDict] | None = None,
+        states: InMemory | OnDisk | None = None,
         **cohort_options: Any,
     ) -> None:
         self.client_app, self.seed = client_app, seed
         self.run_config = run_config
         self.cohort_options = cohort_options
         self.node_of_client = range(FIRST_NODE, FIRST_NODE + num_clients)
-        self.states = {} if states is None else states
-        self.keeps_elsewhere = states is not None
+        self.states = InMemory() if states is None else states
         self.num_sent = 0
         self.replies: dict[str, Message] = {}
         adapter.become_server()
@@ -66,14 +64,13 @@ class InProcessGrid(Grid):
         context.state = self.states.get(node, context.state)
         return context
 
-    def client_states(self) -> dict[int, RecordDict]:
-        """What each client keeps from round to round, by node id."""
-        states = {node: adapter.kept(state) for node, state in self.states.items()}
-        return {node: state for node, state in states.items() if state}
+    def settle_clients(self, round: int, is_due: bool) -> Kept:
+        """What each client keeps now that this round is done, whether or not a checkpoint is due."""
+        return self.states.settle(round)
 
     def restore_clients(self, states: Mapping[int, RecordDict]) -> None:
         """Give each client back what it kept."""
-        self.states.update(states)
+        self.states.restore(states)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.node_of_client)
@@ -201,8 +198,9 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
     runner = _Runner(workers, config.round_timeout, lambda number: task.to(_device(chosen, number)))
     options = {"stack_size": chosen["stack_size"], "run": runner}
     gc.freeze()  # whatever is there outlives the rounds: no collection goes through it, here or in workers
-    engine, kept = config.engine, Path(str(config.run_dir)) / "client_state"
-    states = OnDisk(kept) if isinstance(engine, InProcess) and engine.client_state == "disk" else None
+    engine = config.engine
+    is_on_disk = isinstance(engine, InProcess) and engine.client_state == "disk"
+    states = OnDisk(Path(str(config.run_dir))) if is_on_disk else None
     try:
         grid = InProcessGrid(
             client_app, len(experiment.partition), run_config, config.seed, states, **options
@@ -212,7 +210,8 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
         runner.close()
         gc.unfreeze()
         torch.set_num_threads(threads)
-        shutil.rmtree(kept, ignore_errors=True)  # checkpoints have it
+        if states is not None:
+            states.close()
 
 
 def _device(chosen: dict[str, Any], number: int) -> torch.device:

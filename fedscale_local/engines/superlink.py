@@ -83,7 +83,7 @@ def run(experiment: Experiment, chosen: dict[str, Any], server_app: ServerApp, c
 def _refuse_large(run_dir: Path) -> None:
     """Raise RunDirError if what a run would go on from is more than goes along with one."""
     found = checkpoint.rounds(run_dir)
-    names = [*checkpoint.files(found[-1]), *GROWING] if found else []
+    names = [*checkpoint.files(run_dir, found[-1]), *GROWING] if found else []
     size = sum((run_dir / name).stat().st_size for name in names if (run_dir / name).exists())
     if size > RECORDS_BYTES:
         raise RunDirError(
