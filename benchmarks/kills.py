@@ -1,6 +1,6 @@
 """Kill runs of every strategy at random instants and carry each on: does it end with the same bytes?
 
-    python -m benchmarks.kills --times 200
+    python -m benchmarks.kills --times 200 [key=value ...]
 
 A run is a forked child of this process, on small data, with a checkpoint after every round. It is killed (SIGKILL) at
 an instant drawn uniformly from the length of an undisturbed run, carried on by another child, which is killed likewise,
@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -71,9 +71,11 @@ def results(run_dir: Path) -> tuple[bytes, bytes]:
     return (run_dir / "rounds.jsonl").read_bytes(), (run_dir / "model.safetensors").read_bytes()
 
 
-def torment(name: str, kills: int, folder: Path, draw: random.Random) -> tuple[int, int, bool]:
+def torment(
+    name: str, kills: int, folder: Path, draw: random.Random, overrides: Sequence[str] = ()
+) -> tuple[int, int, bool]:
     """Runs that are killed so often in all: kills, those of them before any checkpoint, equal bytes in the end?"""
-    config = compose.config([*SMALL.split(), f"strategy={name}"])
+    config = compose.config([*SMALL.split(), f"strategy={name}", *overrides])
 
     def start(run_dir: Path) -> Callable[[], object]:
         if (run_dir / "manifest.json").exists():
@@ -102,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=200, help="how many kills in all (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the instants (%(default)s)")
+    parser.add_argument("overrides", nargs="*", help="further keys of the runs, as engine.client_state=disk")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     reports.write = lambda run_dir: run_dir  # type: ignore[assignment,return-value]
@@ -112,7 +115,7 @@ def main() -> None:
         kills = len(range(number, arguments.times, len(names)))  # dealt out one by one
         if kills:
             with tempfile.TemporaryDirectory() as folder:
-                hit, early, same = torment(name, kills, Path(folder), draw)
+                hit, early, same = torment(name, kills, Path(folder), draw, arguments.overrides)
             unequal += not same
             print(f"| {name} | {hit} | {early} | {'yes' if same else 'NO'} |", flush=True)
     print(

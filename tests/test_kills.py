@@ -14,21 +14,30 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["savic", "scaffold", "local_adam_kept", "fedyogi", "feddyn"])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        *((name, "memory") for name in ("savic", "scaffold", "local_adam_kept", "fedyogi", "feddyn")),
+        *((name, "disk") for name in ("scaffold", "local_adam_kept")),
+    ],
+)
 def test_killed_and_carried_on_they_end_with_the_same_bytes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(REPO)])
     monkeypatch.setattr("fedscale_local.reports.write", lambda run_dir: run_dir)
     from benchmarks import kills
 
-    hit, _, same = kills.torment(name, 2, tmp_path, random.Random(os.getpid()))
+    hit, _, same = kills.torment(
+        name, 2, tmp_path, random.Random(os.getpid()), [f"engine.client_state={place}"]
+    )
     assert (hit, same) == (2, True)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["memory", "disk"])
 def test_carried_on_after_any_round_every_strategy_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(REPO)])
     monkeypatch.setattr("fedscale_local.reports.write", lambda run_dir: run_dir)
@@ -36,5 +45,6 @@ def test_carried_on_after_any_round_every_strategy_ends_with_the_same_bytes(
 
     names = kills.strategies()
     assert len(names) > 30
-    unequal = {name: resumes.unequal(name, [], tmp_path / name) for name in names}
+    engine = ("engine.mode=looped", "engine.workers=1", f"engine.client_state={place}")
+    unequal = {name: resumes.unequal(name, engine, tmp_path / name) for name in names}
     assert not any(unequal.values()), unequal

@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from whole_runs import client_files
 
 MEASURED = """
 import json, re, resource, sys
 from pathlib import Path
 from fedscale_local import compose, lifecycle
 from unittest.mock import patch
+config = compose.config(sys.argv[1:])
+begun = Path(config.run_dir, "manifest.json").exists()
 with patch("fedscale_local.reports.write"):
-    lifecycle.run(compose.config(sys.argv[1:]))
+    lifecycle.resume(Path(config.run_dir), config) if begun else lifecycle.run(config)
 # The kernel's ru_maxrss of a process begins with that of the one that started it; VmHWM does not.
 own = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
 print(json.dumps([1024 * own, 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
@@ -28,7 +31,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def measured(run_dir: Path, *overrides: str) -> tuple[list[dict[str, Any]], int]:
-    """The lines of rounds.jsonl of a run in a process of its own, and its peak memory in bytes, workers included."""
+    """The lines of rounds.jsonl of a run in a process of its own, and its peak memory in bytes, workers included.
+
+    A run that is there is carried on.
+    """
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, *overrides, f"run_dir={run_dir}"],
         capture_output=True,
@@ -75,6 +81,35 @@ def test_memory_does_not_grow_with_clients_that_are_not_sampled(method: str, tmp
     print([f"{peak / GIB:.3f} GiB" for peak in peaks])
     # 80 clients are asked in both runs; a model for each of the 9,500 others would be 3.6 GiB.
     assert peaks[1] < peaks[0] + 0.1 * GIB
+
+
+def test_what_clients_keep_is_on_disk_alone(tmp_path: Path) -> None:
+    """Control variates of 100,000 numbers, of 25 clients or of about 500, with a checkpoint after each round;
+    then 5 rounds more, in another process."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4_000, 20)).astype(np.float32)
+    np.savez(tmp_path / "many.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
+    kept, peaks = dict[int, int](), dict[tuple[int, int], int]()
+    for count in (25, 1000):
+        for num_rounds in (30, 35):
+            run_dir = tmp_path / str(count)
+            _, peaks[count, num_rounds] = measured(
+                run_dir,
+                *(
+                    "data=arrays",
+                    f"data.path={tmp_path / 'many.npz'}",
+                    "partition=iid",
+                    f"num_clients={count}",
+                ),
+                *("model=mlp", "model.hidden=[300,300]", "strategy=scaffold", "client.local_steps=1"),
+                *("clients_per_round=25", "checkpoint_every=1", f"num_rounds={num_rounds}"),
+                *("engine.workers=1", "engine.client_state=disk"),
+            )
+            kept[count] = sum((run_dir / name).stat().st_size for name in client_files(run_dir))
+    print({key: f"{peak / GIB:.3f} GiB" for key, peak in peaks.items()}, kept)
+    assert kept[1000] > 200e6 > 25e6 > kept[25]
+    for num_rounds in (30, 35):
+        assert peaks[1000, num_rounds] < peaks[25, num_rounds] + 0.25 * (kept[1000] - kept[25])
 
 
 def test_a_thousand_clients_of_fashion_mnist(tmp_path: Path) -> None:
