@@ -267,7 +267,7 @@ def received(folder: Path, *readings: list[str]) -> tuple[Inbox, str]:
         f"[ $n -lt {len(readings) - 1} ] && n=$((n+1)); echo $n > count"
     )
     with Inbox(folder / "run", KEEP) as inbox:
-        submit._receive(inbox, ["sh", "-c", script], folder, log, env)
+        submit._receive(inbox, ["sh", "-c", script], folder, log, env, lambda: None)
     return inbox, log.read_text()
 
 

@@ -30,6 +30,8 @@ QUIET = {
 """Nothing is installed, reported or looked up; who waits for work looks five times a second."""
 
 HERE = "here"
+ANSWER_SECONDS = 120.0
+"""What a command of Flower may take that only asks; a SuperLink that is frozen never answers."""
 Command = list[str | Path]
 
 
@@ -78,8 +80,8 @@ def start(
 @contextmanager
 def reading(
     command: Sequence[str | Path], folder: Path, log: Path, env: Mapping[str, str]
-) -> Iterator[IO[str]]:
-    """The lines that a child process prints, as it prints them; its stderr goes to `log`. It ends with the body."""
+) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """A child process and its lines as it prints them; its stderr goes to `log`. It ends with the body."""
     with (
         log.open("ab") as errors,
         subprocess.Popen(
@@ -96,7 +98,7 @@ def reading(
     ):
         assert process.stdout is not None
         try:
-            yield process.stdout
+            yield process, process.stdout
         finally:
             process.kill()
 
@@ -104,18 +106,22 @@ def reading(
 def flwr(arguments: Sequence[str | Path], folder: Path, env: Mapping[str, str]) -> dict[str, Any]:
     """What `flwr ... --format json` answers. Its exit status says nothing; its "success" does.
 
-    Raises FedscaleError with Flower's reason.
+    Raises FedscaleError with Flower's reason, and where there is no answer in time.
     """
     command = ["flwr", *map(str, arguments), "--format", "json"]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=dict(env),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=dict(env),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=ANSWER_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise FedscaleError(f"flwr {arguments[0]} failed: no answer in {ANSWER_SECONDS:.0f} s") from None
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +40,10 @@ LOG = "flower.log"
 """In the run directory: what a run that failed had logged at its SuperLink."""
 START_SECONDS = 60.0
 """What a SuperLink that starts ServerApps itself may take to start one."""
+WATCH_SECONDS = 120.0
+"""Between two times that the SuperLink is asked whether it is there, while the log is followed."""
+RETURN_SECONDS = 30.0
+"""How long one that ended may take to come back, as where a service manager starts it again: the run may go on."""
 
 
 class Remote(NamedTuple):
@@ -74,9 +81,11 @@ def run_app(
         row: dict[str, Any] = {"status": "running"}
         while not row["status"].startswith("finished"):
             if remote is None:
-                start(follow, folder, log, env).wait()
+                follower = start(follow, folder, log, env)
+                with _watched(follower, partial(_ask, run_id, folder, env)):
+                    follower.wait()
             else:
-                _receive(remote.inbox, follow, folder, log, env)
+                _receive(remote.inbox, follow, folder, log, env, partial(_ask, run_id, folder, env))
             row = _row(config, run_id, folder, env)
     except BaseException:
         with suppress(FedscaleError):
@@ -88,12 +97,35 @@ def run_app(
         kept.write_bytes(log.read_bytes() if log.exists() else b"")  # the reason seldom names a cause
         raise FedscaleError(f"the run is {row['status']}: {reason} (its log: {kept})")
     if remote is not None:
-        _receive(remote.inbox, follow, folder, log, env)  # what a stream that broke did not bring
+        ask = partial(_ask, run_id, folder, env)
+        _receive(remote.inbox, follow, folder, log, env, ask)  # what a stream that broke did not bring
         if not remote.inbox.is_complete:
             raise _missing(remote.inbox)
 
 
-def _receive(inbox: Inbox, follow: Command, folder: Path, log: Path, env: Mapping[str, str]) -> None:
+@contextmanager
+def _watched(follower: subprocess.Popen[Any], ask: Callable[[], object]) -> Iterator[None]:
+    """End this process, which waits for a word of the SuperLink, if `ask` finds that there is none to be had."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(WATCH_SECONDS):
+            try:
+                ask()
+            except FedscaleError:
+                follower.kill()
+                return
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _receive(
+    inbox: Inbox, follow: Command, folder: Path, log: Path, env: Mapping[str, str], ask: Callable[[], object]
+) -> None:
     """Open the parcels in the run's log as they come, and write the rest of it to `log`.
 
     The SuperLink keeps the log. So if a parcel is missing it is read again from its beginning, as long as that helps:
@@ -101,7 +133,11 @@ def _receive(inbox: Inbox, follow: Command, folder: Path, log: Path, env: Mappin
     """
     while not inbox.is_complete:
         before, inbox.is_behind = inbox.expected, False
-        with reading(follow, folder, log, env) as lines, log.open("w", encoding="utf-8") as rest:
+        with (
+            reading(follow, folder, log, env) as (follower, lines),
+            _watched(follower, ask),
+            log.open("w", encoding="utf-8") as rest,
+        ):
             for line in lines:
                 if not inbox.take(line) and line.strip():
                     rest.write(line)
@@ -132,16 +168,25 @@ def _await_start(config: Config, run_id: str, folder: Path, env: Mapping[str, st
 
 
 def _row(config: Config, run_id: str, folder: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """What the SuperLink says of the run; FedscaleError if it is gone, or has forgotten it."""
-    try:
-        row: dict[str, Any]
-        (row,) = flwr(["list", HERE, "--run-id", run_id], folder, env)["runs"]
-        return row
-    except (FedscaleError, ValueError) as error:
-        raise FedscaleError(
-            f"the SuperLink says nothing of the run any more ({error}); the rounds of its checkpoints are kept: "
-            f"see to the SuperLink, then carry on with fedscale-local resume {config.run_dir}"
-        ) from None
+    """What the SuperLink says of the run; FedscaleError if it is gone for good, or has forgotten it."""
+    deadline = time.monotonic() + RETURN_SECONDS
+    while True:
+        try:
+            return _ask(run_id, folder, env)
+        except FedscaleError as error:
+            if time.monotonic() < deadline:
+                continue
+            raise FedscaleError(
+                f"the SuperLink says nothing of the run any more ({error}); the rounds of its checkpoints are kept: "
+                f"see to the SuperLink, then carry on with fedscale-local resume {config.run_dir}"
+            ) from None
+
+
+def _ask(run_id: str, folder: Path, env: Mapping[str, str]) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = flwr(["list", HERE, "--run-id", run_id], folder, env)["runs"]
+    if len(rows) != 1:
+        raise FedscaleError(f"it knows {len(rows)} runs with the id {run_id}")
+    return rows[0]
 
 
 def _portable(config: Config) -> Config:
