@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, RecordDict
 from whole_runs import NATURAL, Run, client_files, configured, left_over, run, save_arrays
 
 from fedscale_local import checkpoint, disk, lifecycle, records, rounds, wire
+from fedscale_local.checkpoint_writer import Writer
 from fedscale_local.client_store import OnDisk
 from fedscale_local.engines.in_process import InProcessGrid
 
@@ -161,6 +162,35 @@ def test_a_checkpoint_that_is_never_written_leaves_no_file(
     assert len(written) <= 2 and written[-1] == ROUNDS
     assert results(run_dir) == wholes["scaffold"]
     assert not left_over(run_dir)
+
+
+def test_later_rounds_leave_the_files_of_every_checkpoint_that_is_kept(
+    arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After rounds 3 and 6, and after 9 in a run that was carried on and had no other one due; all on disk by then."""
+    offer, flush, flushed = Writer.offer, disk.flush, set[str]()
+
+    def written(self: Writer, *arguments: Any) -> None:
+        offer(self, *arguments)
+        self._raise_failures(wait=True)
+
+    def noted(path: Path) -> None:
+        flush(path)
+        flushed.add(f"checkpoints/clients/{path.name}")
+
+    monkeypatch.setattr(Writer, "offer", written)
+    monkeypatch.setattr(disk, "flush", noted)
+    monkeypatch.setattr("fedscale_local.checkpoint_writer.REST", 0)
+    run_dir = small(
+        tmp_path / "run", arrays, "scaffold", num_rounds=6, checkpoint_every=3, checkpoint_keep=9
+    ).run_dir
+    go_on(run_dir, arrays, "scaffold", num_rounds=9, checkpoint_keep=9)
+    assert client_files(run_dir) <= flushed
+    for round in (9, 6, 3):
+        found = checkpoint.newest(run_dir)
+        assert found.checkpoint is not None and found.checkpoint.round == round and not found.passed_over
+        checkpoint.forget_after(run_dir, round - 1)
+        assert not left_over(run_dir)
 
 
 # ---------------------------------------------------------------- damage
