@@ -20,7 +20,19 @@ from pydantic import Discriminator, Field, Tag, ValidationError
 
 from fedscale_local import config_checks, config_messages
 from fedscale_local.config_attack import AttackConfig
-from fedscale_local.config_base import Count, Decay, Flag, NonNegative, Positive, Section, Share, Size, Widths
+from fedscale_local.config_base import (
+    Cap,
+    Clip,
+    Count,
+    Decay,
+    Flag,
+    NonNegative,
+    Positive,
+    Section,
+    Share,
+    Size,
+    Widths,
+)
 from fedscale_local.config_engines import EngineConfig, SuperLink
 from fedscale_local.config_messages import Is
 from fedscale_local.config_privacy import PrivacyConfig
@@ -65,14 +77,14 @@ class Scaling(Section):
     beta: Decay
     alpha: Positive
     floor: Literal["max", "add"]
-    upper_bound: Annotated[float | None, Field(gt=0), Is("a number", "alpha or more, or null for no cap")]
+    upper_bound: Cap
     scope: Literal["global", "local"]
     statistic: Literal["gradient", "full_gradient", "hutchinson", "gauss_newton", "displacement"]
     combine: Literal["square_of_mean", "mean_of_squares"]
     refresh_every: Count
     start: Literal["statistic", "ones"]
     local_refresh: Literal["round", "step"]
-    rho: Annotated[float | None, Field(gt=0), Is("a number", "more than 0, or null for no clipping")]
+    rho: Clip
     spatial_average: Flag
 
 

@@ -14,6 +14,8 @@ Positive = Annotated[float, Field(gt=0), Is("a number", "more than 0")]
 Size = Annotated[float, Field(ge=0), Is("a number", "0 or more")]
 Decay = Annotated[float, Field(ge=0, lt=1), Is("a number", "0 or more, below 1")]
 Share = Annotated[float, Field(ge=0, le=1), Is("a number", "0 or more, at most 1")]
+Cap = Annotated[float | None, Field(gt=0), Is("a number", "alpha or more, or null for no cap")]
+Clip = Annotated[float | None, Field(gt=0), Is("a number", "more than 0, or null for no clipping")]
 Flag = Annotated[bool, Is("true or false")]
 Widths = Annotated[
     tuple[Annotated[int, Field(ge=1)], ...],

@@ -10,11 +10,11 @@ from fedscale_local.config_attack import COLLUDING
 from fedscale_local.config_engines import InProcess
 from fedscale_local.config_messages import show
 from fedscale_local.config_privacy import NoPrivacy
-from fedscale_local.config_strategies import FlowerStrategy
+from fedscale_local.config_strategies import FlowerStrategy, ServerScaled
 from fedscale_local.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedscale_local.config import Config
+    from fedscale_local.config import Config, Scaling
 
 GENERATED = ("quadratic", "synthetic")
 DOWNLOADED = ("fashion_mnist", "mnist", "cifar10")
@@ -137,14 +137,18 @@ def _client(config: Config) -> Iterator[Problem]:
         )
 
 
-def _scaling(config: Config) -> Iterator[Problem]:
-    scaling = config.scaling
+def _cap(section: str, scaling: Scaling | ServerScaled) -> Iterator[Problem]:
     if scaling.upper_bound is not None and scaling.upper_bound < scaling.alpha:
         yield (
-            f"scaling.upper_bound={scaling.upper_bound}",
-            f"the cap lies below the floor scaling.alpha={scaling.alpha}",
-            "set scaling.upper_bound to scaling.alpha or more, or to null for no cap",
+            f"{section}.upper_bound={scaling.upper_bound}",
+            f"the cap lies below the floor {section}.alpha={scaling.alpha}",
+            f"set {section}.upper_bound to {section}.alpha or more, or to null for no cap",
         )
+
+
+def _scaling(config: Config) -> Iterator[Problem]:
+    scaling = config.scaling
+    yield from _cap("scaling", scaling)
     wanted = CURVATURE.get(scaling.rule)
     if wanted and scaling.statistic not in wanted:
         yield (
@@ -225,6 +229,8 @@ def _strategy(config: Config) -> Iterator[Problem]:
             f"strategy.local.rule={strategy.local.rule} has a step of its own, without momentum or scaling",
             "set scaling=identity and client.momentum=0, or strategy.local.rule=plain",
         )
+    if isinstance(strategy, ServerScaled):
+        yield from _cap("strategy", strategy)
     if scaled and scaling.scope == "global" and strategy.name in ("fedavg", "flower"):
         yield (
             f"scaling={scaling.rule}",

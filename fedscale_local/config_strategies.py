@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from fedscale_local.config_base import Count, Decay, NonNegative, Positive, Section, Share, Size
+from fedscale_local.config_base import Cap, Clip, Count, Decay, NonNegative, Positive, Section, Share, Size
 from fedscale_local.config_messages import Is
 
 
@@ -230,13 +230,15 @@ class ServerDynamic(Strategy):
 
 
 class ServerScaled(Strategy):
-    """The mean displacement over a D-hat of its own, by a rule of the scaling table."""
+    """The mean displacement over a D-hat of its own, by a rule of the scaling table that needs no curvature."""
 
     server: Literal["scaled"]
-    memory: Literal["adagrad", "rmsprop", "adam", "oasis"]
+    memory: Literal["identity", "adagrad", "rmsprop", "adam", "oasis"]
     beta: Decay
     alpha: Positive
     floor: Literal["max", "add"]
+    upper_bound: Cap
+    rho: Clip
 
 
 class FlowerStrategy(Target):

@@ -186,6 +186,17 @@ SERVERS: dict[str, tuple[dict[str, float], dict[str, Any]]] = {
         ADAPTIVE,
         {"make": torch.optim.Adam, "betas": (0.8, 0.95), "correct": True, "start": {"exp_avg_sq": TAU**2}},
     ),
+    # AMSGrad's maximum is torch's too: of the second moment before its bias is corrected, by the step's own factor
+    "ams": (
+        ADAPTIVE,
+        {
+            "make": torch.optim.Adam,
+            "betas": (0.8, 0.95),
+            "amsgrad": True,
+            "correct": True,
+            "start": {"exp_avg_sq": TAU**2, "max_exp_avg_sq": TAU**2},
+        },
+    ),
     "yogi": (
         ADAPTIVE,
         {
@@ -206,7 +217,8 @@ def test_servers_are_optimisers_of_minus_delta(name: str) -> None:
 
 
 def test_a_scaled_server_is_torchs_adam_without_a_first_moment() -> None:
-    found = serve(RULES["scaled"](eta=ETA, memory="adam", beta=0.95, alpha=TAU, floor="add"))
+    keys = {"memory": "adam", "beta": 0.95, "alpha": TAU, "floor": "add", "upper_bound": None, "rho": None}
+    found = serve(RULES["scaled"](eta=ETA, **keys))
     close(
         torch.stack(found),
         torch.stack(optimise(torch.optim.Adam, {}, betas=(0.0, 0.95), eps=TAU)),
@@ -251,6 +263,7 @@ class Pair(NamedTuple):
     arguments: dict[str, Any]
 
 
+# Not FedProx: Flower's is FedAvg at the server and leaves the pull to the client app, so with ours it is FedAvg.
 SAME = [
     Pair("fedavg", {}, "FedAvg", {}),
     Pair(

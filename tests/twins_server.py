@@ -207,13 +207,14 @@ def scaled_server(
     alpha: float = 1e-3,
     floor: str = "max",
     upper_bound: float | None = None,
+    rho: float | None = None,
     start: str = "statistic",
 ) -> list[Vector]:
     """Scaling at the server: a memory rule of methods.md, section 2, with the mean displacement as its statistic.
 
         client   as FedAvg
         server   D <- refresh(D, H = Delta)              the rule's own refresh and beta_t
-                 x <- x + eta * Delta / D-hat,            D-hat = floor(D), cap at upper_bound
+                 x <- x + eta * clip(Delta / D-hat, rho), D-hat = floor(D), cap at upper_bound
 
     Reading: D is refreshed first, so Delta is divided by a D-hat that has seen it. t = 0 is the first round:
     with start "statistic" rmsprop, adam and oasis have beta_0 = 0 there and D = |Delta|; no probe is needed.
@@ -226,6 +227,7 @@ def scaled_server(
     for clients in rounds:
         delta = displacement(problem, x, clients, local_steps, step_size, weights)
         memory = refresh(s, memory, delta)
-        x = x + eta * delta / d_hat(s, memory)
+        step = delta / d_hat(s, memory)
+        x = x + eta * (step if rho is None else np.clip(step, -rho, rho))
         seen.append(x)
     return seen
