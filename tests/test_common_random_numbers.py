@@ -19,7 +19,7 @@ from whole_runs import run
 from fedscale_local.experiment import Experiment
 from fedscale_local.reports import comparison, histories
 
-NAMES = ["savic", *sorted(STRATEGIES)]
+NAMES = sorted(STRATEGIES)
 PROBLEM = (
     "data=synthetic",
     "data.dimension=3",
@@ -70,8 +70,7 @@ def told(run_dir: Path, drawn: Drawn) -> dict[str, Any]:
 def one(name: str, seed: int, folder: Path, drawn: Drawn, *more: str) -> dict[str, Any]:
     drawn.clear()
     settings: dict[str, Any] = {"seed": seed, "engine.mode": "looped"}
-    if name in STRATEGIES:
-        settings |= STRATEGIES[name].settings
+    settings |= STRATEGIES[name].settings
     return told(
         run(folder / f"{name}-{seed}", f"strategy={name}", *PROBLEM, *more, settings=settings).run_dir, drawn
     )

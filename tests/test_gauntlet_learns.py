@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "client.batch_size": 32,
 }
 MODEL = ("model=mlp", "model.hidden=[32]")
-CHOICES = [f"strategy={name}" for name in sorted(STRATEGIES)]
+CHOICES = [f"strategy={name}" for name in sorted(STRATEGIES) if name != "savic"]
 CHOICES += [f"scaling={name}" for name in compose.groups()["scaling"].choices]
 
 

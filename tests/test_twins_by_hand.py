@@ -30,6 +30,8 @@ def run(name: str, rounds: list[list[int]], local_steps: Steps = 1, **hyper: Any
 
 
 def agree(found: list[Vector], *by_hand: tuple[float, float]) -> None:
+    """A first round starts at zeros, where much that is wrong cannot be seen."""
+    assert len(by_hand) > 1, "work out two rounds at least"
     np.testing.assert_allclose(found, by_hand, rtol=0, atol=1e-13)
 
 
@@ -171,7 +173,8 @@ def test_scaffold_option_one() -> None:
 
 
 def test_scaffold_server_step() -> None:
-    agree(run("scaffold", [[0, 1]], 2, eta=2.0), (1, 4))
+    # c_i = 3/4 r_i; round 2, client 1: r_1 = (-3, 4), e = (0.75, 0), moves -3/4 (-2.25, 4), and twice as far
+    agree(run("scaffold", THEN_ONE, 2, eta=2.0), (1, 4), (4.375, -2))
 
 
 def test_mimelite_with_momentum() -> None:
@@ -198,6 +201,32 @@ def test_feddyn() -> None:
     # alpha = 1. Round 1: moved -r_i/2, l_i = r_i/2, h = (2, -4), x_1 = x_0 - (2, -4) - (2, -4) = (3, 0)
     # Round 2, client 1: moved -1/2 ((-1, 0) - (1.5, -4)) = (1.25, -2), h = (2, -4) - 3/4 (1.25, -2)
     agree(run("feddyn", THEN_ONE, alpha=1.0), (3, 0), (3 + 1.25 - 1.0625, -2 + 2.5))
+
+
+# ------------------------------------------------------------------------------------------- scaled local steps
+
+
+def test_scaled_local() -> None:
+    # Probe: D-hat = (4, 8), and the statistic of round 1, which is at x_0 too, changes nothing
+    # Then H = (3.5, 7.5), beta_2 = (1/2 - 1/8)/(1 - 1/8) = 3/7: D^2 = 3/7 (16, 64) + 4/7 H^2
+    x1, x2, h = (6.5, -7.5), (6.0625, -7.03125), (3.5, 7.5)
+    d = [sqrt((3 * before + 4 * new**2) / 7) for before, new in zip((16, 64), h, strict=True)]
+    x3 = (x2[0] - (x2[0] - 3) / 2 / d[0], x2[1] - x2[1] / 2 / d[1])
+    agree(run("scaled_local", [*BOTH, [0, 1]], rule="adam", beta=0.5), x1, x2, x3)
+
+
+def test_scaled_local_by_curvature() -> None:
+    # the curvature is 1: as without
+    agree(run("scaled_local", BOTH, rule="oasis", statistic="hutchinson"), (5, -4), (4, -2))
+
+
+@pytest.mark.parametrize("mixing", ["mean", "preconditioned"])
+def test_scaled_local_with_a_d_of_each_clients_own(mixing: str) -> None:
+    # D_0 = |r_0| = (7, 8), D_1 = |r_1| = (3, 8), and in round 1, at x_0 too, the same: both move -1/2 (1, -1)
+    # Round 2: r_0 = (6.5, -7.5), r_1 = (2.5, -7.5); mixed, -1/2 (3.5, -7.5) over the mean D (4, 8)
+    a, b = 6.5 - 6.5 / 14, 6.5 - 2.5 / 6
+    x2 = {"mean": a / 4 + 3 * b / 4, "preconditioned": 6.0625}[mixing]
+    agree(run("scaled_local", BOTH, scope="local", beta=0.5, mixing=mixing), (6.5, -7.5), (x2, -7.03125))
 
 
 def test_every_twin_is_tried(request: pytest.FixtureRequest) -> None:

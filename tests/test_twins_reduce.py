@@ -119,9 +119,19 @@ def test_diloco_without_an_outer_optimizer_is_local_adamw() -> None:
     same(run("diloco", eta=1.0, momentum=0.0, **ADAM), run("local_adamw", state="kept", **ADAM))
 
 
-def test_des_loc_with_all_periods_one_is_local_adam_averaged() -> None:
-    found = run("des_loc", local_steps=2, m_every=1, v_every=1, **ADAM)
-    same(found, run("local_adam", local_steps=2, state="averaged", **ADAM))
+@pytest.mark.parametrize("local_steps", [2, (2, 1, 3, 5)])
+def test_des_loc_with_all_periods_one_is_local_adam_averaged(local_steps: Steps) -> None:
+    found = run("des_loc", local_steps=local_steps, m_every=1, v_every=1, **ADAM)
+    same(found, run("local_adam", local_steps=local_steps, state="averaged", **ADAM))
+
+
+def test_feddyn_with_one_step_is_optimistic_gradient_descent() -> None:
+    # Of all clients, alpha = 1/step_size: l_i becomes g_i, h the mean G, and x <- x - step_size (2 G - the G before)
+    found, x, before = run("feddyn", rounds=ALL, local_steps=1, step_size=0.1, alpha=10.0), X0, np.zeros(9)
+    for expected in found:
+        now = mean(shares(SOFTMAX, ALL[0], "examples"), [SOFTMAX.gradient(i, x) for i in ALL[0]])
+        x, before = x - 0.1 * (2 * now - before), now
+        np.testing.assert_allclose(expected, x, rtol=0, atol=1e-12)
 
 
 def test_fedlada_fedpac_and_fedadamw_meet_without_their_terms() -> None:
@@ -174,6 +184,22 @@ def test_one_client_is_torch(name: str, hyper: dict[str, Any], optimizer: str, a
             torch_optimizer.step()
         expected.append(x.detach().numpy().ravel().copy())
     same(run(name, rounds=[[1]] * 3, local_steps=2, step_size=0.1, **hyper), expected, atol)
+
+
+def test_fedavg_with_one_step_is_torchs_sgd_on_all_examples() -> None:
+    """One local step of all clients, weighted by their examples, is one step of gradient descent on one machine."""
+    softmax = SOFTMAX.problem
+    features = torch.from_numpy(np.concatenate(softmax.features))
+    targets = torch.from_numpy(np.concatenate(softmax.targets))
+    model = torch.nn.Linear(2, 3, dtype=torch.float64)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(X0.copy()), model.parameters())
+    optimizer, expected = torch.optim.SGD(model.parameters(), lr=0.3), []
+    for _ in ALL:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(features), targets).backward()
+        optimizer.step()
+        expected.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach().numpy())
+    same(run("fedavg", rounds=ALL, local_steps=1), expected)
 
 
 def test_the_outer_step_of_diloco_is_torch_sgd_with_nesterov() -> None:

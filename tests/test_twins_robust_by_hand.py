@@ -17,10 +17,14 @@ ROUNDS = [[0, 1, 2, 3, 4], [0, 1, 2, 3]]
 
 
 def run(
-    name: str, points: tuple[tuple[float, float], ...], rounds: list[list[int]], **hyper: Any
+    name: str,
+    points: tuple[tuple[float, float], ...],
+    rounds: list[list[int]],
+    step_size: float = 1.0,
+    **hyper: Any,
 ) -> list[Vector]:
     problem = Bowls([[1, 1]] * len(points), points, [9, *[1] * (len(points) - 1)])
-    return TWINS[name](problem, np.zeros(2), rounds, 1, 1.0, **hyper)
+    return TWINS[name](problem, np.zeros(2), rounds, 1, step_size, **hyper)
 
 
 def test_median() -> None:
@@ -51,22 +55,24 @@ def test_bulyan() -> None:
     #   4 neighbours: 54 18 15 10 15 30, takes 3;   3 neighbours of -1 1 2 4 5: 38 14 14 14 26, takes 1
     #   2 neighbours of -1 2 4 5: 34 13 5 10, takes 4;   1 neighbour of -1 2 5: 9 9 9, takes -1;   2 5: 9 9, takes 2
     # the median of -1 1 2 3 4 is 2, the three closest to it are 1 2 3
+    # Half steps go half of the way from x, to models that lie to each other as before: from 0 to 1, from there to 1.5
     line = ((-1.0, 1.0), (1.0, -1.0), (2.0, -2.0), (3.0, -3.0), (4.0, -4.0), (5.0, -5.0), (100.0, 100.0))
-    agree(run("bulyan", line, [list(range(7))], num_hostile=1), (2, -2))
-    agree(run("bulyan", line, [[1, 2, 3]], num_hostile=0), (2, -2))
+    agree(run("bulyan", line, [list(range(7))] * 2, 0.5, num_hostile=1), (1, -1), (1.5, -1.5))
+    agree(run("bulyan", line, [[1, 2, 3], [3, 4, 5]], num_hostile=0), (2, -2), (4, -4))
 
 
 def test_geometric_median() -> None:
     # (0, 0) twice and (9, 0), equal weights, no distance below 1: median 0; weights 1 1 1/9: 9/19; 1 1 19/162: 171/343
+    # Half steps and half the smoothing: half of that, and in round 2, from there, half of the rest
     points = ((0.0, 0.0), (0.0, 0.0), (9.0, 0.0))
     for num, x in ((0, 0), (1, 9 / 19), (2, 171 / 343)):
-        hyper = {"num_iterations": num, "smoothing": 1.0, "weights": "uniform"}
-        agree(run("geometric_median", points, [[0, 1, 2]], **hyper), (x, 0))
+        hyper = {"num_iterations": num, "smoothing": 0.5, "weights": "uniform"}
+        agree(run("geometric_median", points, [[0, 1, 2]] * 2, 0.5, **hyper), (x / 2, 0), (3 * x / 4, 0))
 
 
 def test_geometric_median_of_one_point_is_that_point() -> None:
     points = ((2.0, 1.0), (2.0, 1.0))
-    agree(run("geometric_median", points, [[0, 1]], num_iterations=3), (2, 1))
+    agree(run("geometric_median", points, [[0, 1]] * 2, 0.5, num_iterations=3), (1, 0.5), (1.5, 0.75))
 
 
 def test_norm_clipping() -> None:

@@ -1,7 +1,7 @@
 """All slow twins by name. Their conventions: tests/twins_base.py; each one's recurrence: its docstring.
 
 They are written from the description of the methods alone, never from the code that is compared with them.
-The scaled local method has its own twin, tests/twin.py: it takes random draws.
+The scaled local method's own twin is tests/twin.py, which takes random draws; here it has full batches.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import twins_adam
 import twins_control
 import twins_muon
 import twins_robust
+import twins_scaled
 import twins_server
 import twins_sgd
 import twins_warm
@@ -54,4 +55,6 @@ TWINS: dict[str, Callable[..., list[Vector]]] = {
     "fedadamw": twins_warm.fedadamw,
     "local_muon": twins_muon.local_muon,
     "fedmuon": twins_muon.fedmuon,
+    # scaled clients
+    "scaled_local": twins_scaled.scaled_local,
 }

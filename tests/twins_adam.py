@@ -13,7 +13,7 @@ def adam_step(
     g: Vector,
     m: Vector,
     v2: Vector,
-    t: int,
+    t: float,
     step_size: float,
     beta1: float,
     beta2: float,
@@ -55,14 +55,13 @@ def _local_adam(
 ) -> list[Vector]:
     """Local Adam(W); the server makes its new x of x and mean(v) by `outer`."""
     zero = np.zeros_like(x0)
-    x, shared, seen = x0.copy(), (zero, zero, 0), []
-    own: dict[int, tuple[Vector, Vector, int]] = {}
+    x, shared, seen = x0.copy(), (zero, zero, 0.0), []
+    own: dict[int, tuple[Vector, Vector, float]] = {}
     for clients in rounds:
         ended, clocks = [], []
         for i in clients:
-            m, v2, t = {"restart": (zero, zero, 0), "kept": own.get(i, (zero, zero, 0)), "averaged": shared}[
-                state
-            ]
+            fresh = (zero, zero, 0.0)
+            m, v2, t = {"restart": fresh, "kept": own.get(i, fresh), "averaged": shared}[state]
             v = x.copy()
             for _ in range(steps_of(local_steps, i)):
                 t = t + 1
@@ -73,7 +72,7 @@ def _local_adam(
             clocks.append(t)
         w = shares(problem, clients, weights)
         v, m, v2 = (mean(w, [e[k] for e in ended]) for k in range(3))
-        x, shared = outer(x, v), (m, v2, max(clocks))
+        x, shared = outer(x, v), (m, v2, sum(w_i * t for w_i, t in zip(w, clocks, strict=True)))
         seen.append(x)
     return seen
 
@@ -100,8 +99,10 @@ def local_adam(
               "kept"       m, v2, t are the client's, from its last participation; t counts its own steps
               "averaged"   m, v2, t start at the server's; after the round m <- mean(m), v2 <- mean(v2)
 
-    Reading: in "averaged" v2 itself (not its root) is averaged, and t is one clock for all: the server's, which
-    after a round advances by the largest K_i of that round; it runs on in rounds that a client misses.
+    Reading: in "averaged" v2 itself (not its root) is averaged, and t with it, t <- mean(t): the number of steps that
+    the mean has seen; it runs on in rounds that a client misses. Papers have equal K_i, where all readings are one.
+    With unequal ones the mean of moments from zero weighs its gradients 1 - mean(beta^t) in all, for which 1 -
+    beta^mean(t) stands: the same to first order in 1 - beta, where the largest t would take slow clients for fast ones.
     Weight decay is torch.optim.Adam's: weight_decay * v is part of the gradient.
     Sent: "restart", "kept" 1 + 1; "averaged" 3 + 3 (x, m, v2 both ways). Client state: none; "kept" m, v2, t.
     Server state: x; "averaged" also m, v2, t.

@@ -54,6 +54,9 @@ class FullBatch:
     def gradient(self, client: int, x: Vector) -> Vector:
         return self.problem.gradient(client, x, list(range(self.num_examples[client])))
 
+    def hvp(self, client: int, x: Vector, z: Vector) -> Vector:
+        return self.problem.hvp(client, x, list(range(self.num_examples[client])), z)
+
     def loss(self, client: int, x: Vector) -> float:
         return self.problem.loss(client, x, list(range(self.num_examples[client])))
 
@@ -68,6 +71,9 @@ class Bowls:
 
     def gradient(self, client: int, x: Vector) -> Vector:
         return np.asarray(self.a[client]) * (x - np.asarray(self.c[client]))
+
+    def hvp(self, client: int, x: Vector, z: Vector) -> Vector:
+        return np.asarray(self.a[client]) * z
 
     def loss(self, client: int, x: Vector) -> float:
         return float(np.sum(np.asarray(self.a[client]) * (x - np.asarray(self.c[client])) ** 2) / 2)

@@ -32,7 +32,7 @@ def _warm(
     send: Callable[[Vector], Vector] = lambda v2: v2,
 ) -> list[Vector]:
     """m is fresh each round with clock k; v2 comes from the server, with the common clock t."""
-    x, v2, t, global_step, seen = x0.copy(), np.zeros_like(x0), 0, np.zeros_like(x0), []
+    x, v2, t, global_step, seen = x0.copy(), np.zeros_like(x0), 0.0, np.zeros_like(x0), []
     for clients in rounds:
         num_steps = [steps_of(local_steps, i) for i in clients]
         models, squares = [], []
@@ -48,8 +48,9 @@ def _warm(
             squares.append(send(v2_i))
         w = shares(problem, clients, weights)
         new = mean(w, models)
-        global_step = (x - new) / (sum(w_i * k for w_i, k in zip(w, num_steps, strict=True)) * step_size)
-        x, v2, t = new, mean(w, squares), t + max(num_steps)
+        mean_steps = sum(w_i * k for w_i, k in zip(w, num_steps, strict=True))
+        global_step = (x - new) / (mean_steps * step_size)
+        x, v2, t = new, mean(w, squares), t + mean_steps
         seen.append(x)
     return seen
 
@@ -72,12 +73,13 @@ def fedlada(
                      m <- beta1 * m + (1 - beta1) * g;   v2 <- beta2 * v2 + (1 - beta2) * g^2
                      P = (m / (1 - beta1^k)) / (sqrt(v2 / (1 - beta2^(t+k))) + eps)
                      v <- v - step_size * ((1 - a) * P + a * G)
-        server   x <- mean(v);   v2 <- mean(v2);   t <- t + max K_i of the round;   v2_0 = 0, t_0 = 0
+        server   x <- mean(v);   v2 <- mean(v2);   t <- t + mean(K_i);   v2_0 = 0, t_0 = 0
                  G of the file's head
 
     Reading: bias corrections as torch.optim.Adam's, m's with the step within the round (m is fresh), v2's with the
-    common clock. In round 1 G = 0, so the step is (1 - a) P. No maximum over v2 (AMSGrad) is taken. mean(v2) is of
-    v2, not of its root, over the clients of the round.
+    common clock, which is averaged as v2 is (why: local_adam of tests/twins_adam.py). In round 1 G = 0, so the step
+    is (1 - a) P. No maximum over v2 (AMSGrad) is taken. mean(v2) is of v2, not of its root, over the clients of the
+    round.
     Sent: 2 + 3 up + down (up v, v2; down x, v2, G); 2 + 2 where G is rederived. Client state: none.
     Server state: x, v2, G, t.
     """

@@ -65,7 +65,8 @@ def averaged(first_every: int, second_every: int) -> LocalRule:
 
     m may travel in every first_every-th and s in every second_every-th round only, from the first round on; meanwhile
     each client goes on with its own. t is counted for each moment beside it and averaged with it, so a client that has
-    one moment of the server and not yet the other corrects each by its own count.
+    one moment of the server and not yet the other corrects each by its own count. In the papers clients take equally
+    many steps; where they do not, the mean count is the one whose correction is right to first order in 1 - beta.
     """
     every = {name: first_every if name.startswith("first") else second_every for name in SIZES}
     return LocalRule(

@@ -105,17 +105,12 @@ def _leaning(
     def per_step(round: Upkeep) -> Tensor:
         return mean_displacement(round).div_(step_size)
 
-    return LocalRule(
-        shared={
-            "second": Shared(mean_of_sent, _num_blocks if block_means else whole),
-            "second_clock": Shared(mean_of_sent, one, counts_steps=True),
-            "global_step": Shared(per_step),
-        },
-        sends=("second", "second_clock"),
-        begin=begin,
-        step=step,
-        end=end,
-    )
+    shared = {
+        "second": Shared(mean_of_sent, _num_blocks if block_means else whole),
+        "second_clock": Shared(mean_of_sent, one, counts_steps=True),
+        "global_step": Shared(per_step),
+    }
+    return LocalRule(shared=shared, sends=("second", "second_clock"), begin=begin, step=step, end=end)
 
 
 def _num_blocks(layout: Layout) -> int:
