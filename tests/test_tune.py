@@ -192,6 +192,7 @@ def made_up(cell: Cell) -> None:
     (cell.run_dir / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     ended = f"pruned: in round {end}" if end else "done"
     (cell.run_dir / "manifest.json").write_text(json.dumps({"exit": ended}))
+    (cell.run_dir / "config.yaml").write_text(cell.config)  # JSON is YAML
     (cell.run_dir / "report.html").write_text("")
 
 
