@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,27 @@ def take_client(reply: Message) -> int | None:
     record = reply.content.pop(wire.PARTITION)
     number = record.get(wire.PARTITION) if isinstance(record, MetricRecord) else None
     return number if isinstance(number, int) else None
+
+
+@cache
+def renew_ray_workers() -> None:
+    """Let Flower's simulation, in whose process this is, start a worker of Ray anew when it has ended.
+
+    By itself it goes on handing out the one that ended, to which every message is lost at once.
+    """
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+    from ray.exceptions import RayActorError
+
+    fetch = BasicActorPool.fetch_result_and_return_actor_to_pool
+
+    def fetched(pool: BasicActorPool, future: Any) -> tuple[Message, Context]:
+        try:
+            return fetch(pool, future)
+        except RayActorError:
+            pool._future_to_actor[future] = pool.create_actor_fn()  # whom Flower puts back
+            raise
+
+    BasicActorPool.fetch_result_and_return_actor_to_pool = fetched  # type: ignore[assignment,method-assign]
 
 
 def new_context(node: int, node_config: dict[str, Any], run_config: dict[str, Any]) -> Context:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,7 @@ def working(folder: Path) -> list[int]:
 
 def with_words(words: str, found: list[int]) -> list[int]:
     """Those of these processes whose command line has these words, separated by single spaces."""
-    kept = []
-    for process in found:
-        with suppress(OSError):
-            line = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ")
-            if words.encode() in line:
-                kept.append(process)
-    return kept
+    return [process for process in found if words in processes.words_of(process)]
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -61,6 +61,22 @@ def test_a_line_goes_to_the_log_by_the_grids_private_client() -> None:
     assert isinstance(HttpGrid.run, property), said
 
 
+def test_a_worker_of_ray_that_ended_is_replaced_where_its_result_is_fetched() -> None:
+    import inspect
+
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+
+    said = "Flower's pool of workers is another: see adapter.renew_ray_workers"
+    source = inspect.getsource(RayBackend.process_message)
+    assert "self.pool.fetch_result_and_return_actor_to_pool(future)" in source, said
+    assert "self.pool.add_actor_back_to_pool(future)" in source, said
+    assert "self._future_to_actor.pop(future)" in inspect.getsource(BasicActorPool.add_actor_back_to_pool), (
+        said
+    )
+    assert "self.create_actor_fn = " in inspect.getsource(BasicActorPool.__init__), said
+
+
 def test_a_message_gets_its_id_by_one_private_field_and_the_reply_names_it() -> None:
     message = adapter.stamp(adapter.message_to(7, RecordDict()), "19")
     said = "Metadata._message_id is no longer what message_id reads: see adapter.stamp"

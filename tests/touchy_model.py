@@ -1,7 +1,8 @@
-"""A linear model that fails, exits, or does not come back, on examples that say so by a large first feature."""
+"""A linear model that fails, exits, dies, or does not come back, on examples that say so by a large first feature."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,18 @@ import torch
 from torch import Tensor, nn
 from whole_runs import save_arrays
 
-RAISE, SPOIL, SLEEP, EXIT = 1e6, 2e6, 3e6, 4e6
+RAISE, SPOIL, SLEEP, EXIT, DIE = 1e6, 2e6, 3e6, 4e6, 5e6
 
 
 class Touchy(nn.Module):
-    """Raises, exits, answers NaN or sleeps for the examples that say so; linear for all others."""
+    """Raises, exits, dies, answers NaN or sleeps for the examples that say so; linear for all others.
 
-    def __init__(self, features: int = 4, classes: int = 3) -> None:
+    once: a file that says that it has died, and does so no more; without one it always does.
+    """
+
+    def __init__(self, features: int = 4, classes: int = 3, once: str = "") -> None:
         super().__init__()
+        self.once = once
         self.linear = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,6 +33,9 @@ class Touchy(nn.Module):
             raise ArithmeticError("no convergence")
         if EXIT in asked:
             sys.exit(0)
+        if DIE in asked and not Path(self.once or "never").exists():
+            Path(self.once or os.devnull).write_text("died")
+            os._exit(3)
         if SLEEP in asked:
             time.sleep(100_000)
         out: Tensor = self.linear(x.clamp(-10, 10))

@@ -30,7 +30,10 @@ WAIT_SECONDS = 300.0
 def chunked(experiment: Experiment, grid: Grid) -> Grid:
     """A grid that sends chunks through `grid`, where the engine is Ray and the clients are ours; else `grid` itself."""
     config, engine = experiment.config, experiment.config.engine
-    if not isinstance(engine, Ray) or isinstance(config.client, CustomClient):
+    if not isinstance(engine, Ray):
+        return grid
+    adapter.renew_ray_workers()
+    if isinstance(config.client, CustomClient):
         return grid
     _wait(lambda: bool(list(grid.get_node_ids())), "Flower has no nodes")
     num_chunks = num_workers(engine) if engine.chunks == "auto" else engine.chunks
