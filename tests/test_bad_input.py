@@ -115,6 +115,12 @@ VALUES = [
     Row(
         "run partition=main_class partition.share=2", "partition.share=2", "at most 1", "set partition.share"
     ),
+    Row(
+        "run strategy=fedscaled strategy.memory=sophia",
+        "strategy.memory=sophia",
+        "identity, adagrad, rmsprop, adam, oasis",
+        "set strategy.memory",
+    ),
     Row("run model.hidden=128", "model.hidden=128", "a list of whole numbers", "[128]"),
     Row("run model.hidden=[0]", "model.hidden=[0]", "each 1 or more", "[128]"),
     Row("run engine.workers=-1", "engine.workers=-1", "1 or more", "or auto"),
@@ -144,6 +150,12 @@ CONFLICTS = [
         "square_of_mean",
     ),
     Row("run scaling.upper_bound=1e-9", "scaling.upper_bound=1e-09", "below the floor", "null for no cap"),
+    Row(
+        "run strategy=fedscaled strategy.upper_bound=1e-9",
+        "strategy.upper_bound=1e-09",
+        "below the floor strategy.alpha=0.001",
+        "null for no cap",
+    ),
     Row(
         "run strategy.mixing=preconditioned",
         "strategy.mixing=preconditioned",
