@@ -14,30 +14,22 @@ Further keys apply to the runs that are stopped.
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from benchmarks.kills import results, strategies
+from benchmarks.warm_commands import cluster, warm
 from fedscale_local import compose, federation, lifecycle, reports
-from fedscale_local.engines import flower_command
 from fedscale_local.errors import FedscaleError
 
-WARM = Path(__file__).resolve().parents[1] / "tests" / "warm.py"
 ROUNDS, CLIENTS = 12, 4
-POLLS = "1.0"
-"""Seconds. Where several federations share two cores, five looks a second cost more than the runs."""
 SMALL = (
     f"data=synthetic data.dimension=10 data.num_classes=4 num_clients={CLIENTS} clients_per_round=3 model=logistic "
     "client.local_steps=2 client.batch_size=4 engine.workers=1 engine.mode=looped eval_clients=false "
@@ -56,65 +48,6 @@ def unequal(name: str, engine: Sequence[str], folder: Path) -> bool:
     for round in [*range(2, ROUNDS + 1), ROUNDS]:
         lifecycle.resume(stopped, there.model_copy(update={"run_dir": str(stopped), "num_rounds": round}))
     return results(stopped) != results(whole)
-
-
-@contextmanager
-def warm(folder: Path) -> Iterator[Path]:
-    """Flower's commands start as forks of a process that has imported all that they need."""
-    folder.mkdir()
-    door = folder / "door"
-    commands = (
-        "flower-superexec",
-        "flower-superlink",
-        "flwr",
-        "flwr-clientapp",
-        "flwr-serverapp",
-        "flwr-simulation",
-        "ray-worker",
-    )
-    for command in commands:
-        ask = shlex.join([sys.executable, "-I", "-S", str(WARM), "ask", str(door), command])
-        (folder / command).write_text(f'#!/bin/sh\nexec {ask} "$@"\n')
-        (folder / command).chmod(0o755)
-    environment = flower_command.environment
-
-    def first(home: Path) -> dict[str, str]:
-        found = environment(home)
-        path = f"{folder}{os.pathsep}{found['PATH']}"
-        return found | {"PATH": path, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLLS}
-
-    serve = [sys.executable, "-P", str(WARM), "serve", str(door), *commands]
-    with (
-        subprocess.Popen(serve, env=environment(folder)) as server,
-        patch.object(flower_command, "environment", first),
-    ):
-        try:
-            while not door.exists() and server.poll() is None:
-                time.sleep(0.1)
-            yield folder
-        finally:
-            server.kill()
-
-
-@contextmanager
-def cluster(commands: Path) -> Iterator[list[str]]:
-    """One of one CPU whose workers are forks, too: the overrides that choose it."""
-    import ray
-    from ray._private.parameter import RayParams
-
-    start, made = commands / "start_worker.py", RayParams.__init__
-    worker = str(commands / "ray-worker")
-    start.write_text(f"import os, sys\nos.execv({worker!r}, [{worker!r}, *sys.argv[1:]])\n")
-
-    def told(self: RayParams, **given: Any) -> None:
-        made(self, **given | {"setup_worker_path": str(start)})
-
-    with patch.object(RayParams, "__init__", told):
-        context = ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        yield [f"engine.address={context.address_info['gcs_address']}", "engine.num_cpus=1"]
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

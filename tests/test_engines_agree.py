@@ -1,10 +1,16 @@
 """One configuration, three engines, the same bytes: in process, on Ray, and on the SuperNodes of a SuperLink.
 
-Real processes on loopback. Each run must leave none of them, and no file outside its run directory.
+Six clients, five of which take part in each of three rounds. SuperLink, nodes, TLS, keys and messages are real, and so
+are the processes, one for each message to a node. But where a test has `warm` commands, these processes are forks of
+one that has imported what they need (tests/warm.py): that spares each the seconds of its imports. Ray's worker is such
+a fork where a test has the `cluster`. All others start the installed programs and Ray as a user's command does: one
+run on nodes, savic local on Ray and what is carried on from it, and clients that fail on Ray. Each run must leave no
+process and no file outside its run directory; the end of a fork is that of the caller that waits for it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -15,12 +21,21 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import touchy_model
+from flwr.app import RecordDict
+from pages import REPO
 from whole_runs import configured, save_arrays
 
+import clients.client_app
 from fedscale_local import federation, lifecycle, processes
 
-CLIENTS = 4
+CLIENTS = 6
 LOCAL = "savic, local"
+MORE = {
+    "mime, two exchanges a round": ["strategy=mime"],
+    "scaffold, which keeps a control variate": ["strategy=scaffold"],
+    "fafed, which probes": ["strategy=fafed"],
+    "diloco, which keeps moments": ["strategy=diloco"],
+}
 METHODS = {
     "fedavg": ["strategy=fedavg"],
     "savic, adam": ["scaling=adam"],
@@ -35,20 +50,20 @@ METHODS = {
         "eval_clients=true",
         "eval_personal_steps=2",
     ],
+    **MORE,
 }
+KEEP_NOTHING = {"fedavg", "savic, adam", "savic, oasis", "fafed, which probes"}
 # One method evaluates on clients: the start of a client's process takes longer than all that it does here.
 COMMON = ["data=synthetic", "partition=natural", "model=logistic", "eval_clients=false"]
 SETTINGS: dict[str, Any] = {
     "num_clients": CLIENTS,
-    "clients_per_round": 3,
+    "clients_per_round": 5,
     "num_rounds": 3,
     "client.local_steps": 3,
     "seed": 5,
 }
-SHORT = {name: {"clients_per_round": 2, "num_rounds": 2} for name in METHODS if name != LOCAL}
-"""Enough for those whose clients keep nothing: the second round has all that a third one would."""
-ONE_WORKER = ("engine=ray", "engine.workers=1", "engine.chunks=2")
-"""A worker of Ray takes longer to start than all that it does here; one with two chunks has to keep them apart."""
+SHORT = {method: {"num_rounds": 2} for method in MORE}
+"""In the second round, what a client has kept is there."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,12 +72,31 @@ pytestmark = [
 ]
 
 
-on_nodes = pytest.mark.xdist_group("engines_agree")
-"""One worker has the federation."""
+one_worker = pytest.mark.xdist_group("engines_agree")
+"""One worker has the federation, and the process whose forks the commands are."""
+
+_spec = importlib.util.spec_from_file_location("warm_commands", REPO / "benchmarks/warm_commands.py")
+assert _spec is not None and _spec.loader is not None
+warm_commands = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(warm_commands)
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of commands that are forks."""
+    with warm_commands.warm(tmp_path_factory.mktemp("c") / "w") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def cluster(warm: Path) -> Iterator[tuple[str, ...]]:
+    """Two chunks a round, of two and three clients, for a cluster of Ray with one CPU, whose one worker is a fork."""
+    with warm_commands.cluster(warm) as overrides:
+        yield ("engine=ray", "engine.chunks=2", *overrides)
+
+
+@pytest.fixture(scope="module")
+def nodes(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A federation with one node for each client; nothing of it is left afterwards."""
     folder = tmp_path_factory.mktemp("federation")
     federation.up(folder, CLIENTS)
@@ -133,15 +167,21 @@ def on_ray(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[bytes,
     return run_dir, run(run_dir, LOCAL, "engine=ray", checkpoint_every=1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@one_worker
+@pytest.mark.parametrize("method", [method for method in METHODS if method != LOCAL])
 def test_ray_gives_the_same_bytes(
-    method: str, reference: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+    method: str, reference: dict[str, Any], cluster: tuple[str, ...], tmp_path: Path
 ) -> None:
-    there = request.getfixturevalue("on_ray") if method == LOCAL else None
-    assert (there[1] if there else run(tmp_path / "run", method, *ONE_WORKER)) == reference[method]
+    assert run(tmp_path / "run", method, *cluster) == reference[method]
 
 
-@on_nodes
+def test_ray_with_a_worker_for_each_cpu_gives_the_same_bytes(
+    reference: dict[str, Any], on_ray: tuple[Path, tuple[bytes, ...]]
+) -> None:
+    assert on_ray[1] == reference[LOCAL]
+
+
+@one_worker
 @pytest.mark.parametrize("method", METHODS)
 def test_superlink_gives_the_same_bytes(
     method: str, reference: dict[str, Any], nodes: Path, tmp_path: Path
@@ -150,7 +190,34 @@ def test_superlink_gives_the_same_bytes(
     assert got == reference[method]
 
 
-def test_somebody_elses_apps_give_the_same_bytes_on_ray(tmp_path: Path) -> None:
+@one_worker
+def test_superlink_gives_the_same_bytes_when_each_process_is_an_installed_program(
+    warm: Path, nodes: Path, tmp_path: Path
+) -> None:
+    fewer = {"clients_per_round": 3, "num_rounds": 2, "eval_clients": False, "eval_personal_steps": 0}
+    here = run(tmp_path / "here", LOCAL, "engine.mode=looped", "engine.workers=1", **fewer)
+    with warm_commands.plain(warm):
+        on_nodes = {"superlink.federation": str(nodes)}
+        assert run(tmp_path / "run", LOCAL, "engine=superlink", **on_nodes, **fewer) == here
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_clients_keep_makes_a_difference(method: str, reference: dict[str, Any], tmp_path: Path) -> None:
+    """So an engine with the bytes of the reference has kept it, from one round to the next."""
+    answered = clients.client_app.answered
+
+    def forgetting(experiment: Any, message: Any, context: Any, *more: Any) -> Any:
+        reply = answered(experiment, message, context, *more)
+        context.state = RecordDict()
+        return reply
+
+    with patch("clients.client_app.answered", forgetting):
+        forgetful = run(tmp_path / "run", method, "engine.mode=looped", "engine.workers=1")
+    assert (forgetful[1] != reference[method][1]) == (method not in KEEP_NOTHING)
+
+
+@one_worker
+def test_somebody_elses_apps_give_the_same_bytes_on_ray(cluster: tuple[str, ...], tmp_path: Path) -> None:
     """A strategy of Flower, and a ClientApp with noise from a global generator, sampled by Flower's own draws."""
     rng = np.random.default_rng(2)
     x, y = [rng.normal(size=(7, 3)) for _ in range(CLIENTS)], [rng.integers(0, 2, 7) for _ in range(CLIENTS)]
@@ -161,7 +228,7 @@ def test_somebody_elses_apps_give_the_same_bytes_on_ray(tmp_path: Path) -> None:
     METHODS["foreign"] = ["data=arrays", *apps]
     try:
         here = run(tmp_path / "here", "foreign", "engine.mode=looped", "engine.workers=1", **more)
-        assert run(tmp_path / "ray", "foreign", "engine=ray", "engine.workers=1", **more) == here
+        assert run(tmp_path / "ray", "foreign", *cluster, "engine.chunks=auto", **more) == here
     finally:
         del METHODS["foreign"]
     assert b'"failures": []' in here[0]
@@ -203,14 +270,16 @@ def test_a_run_on_ray_is_carried_on_with_what_its_clients_kept(
     assert outcome(run_dir) == reference[LOCAL]
 
 
-@on_nodes
-def test_secure_aggregation_gives_the_same_bytes_everywhere(nodes: Path, tmp_path: Path) -> None:
+@one_worker
+def test_secure_aggregation_gives_the_same_bytes_everywhere(
+    cluster: tuple[str, ...], nodes: Path, tmp_path: Path
+) -> None:
     """Masks are others in each run, and on devices from processes that end after each stage; the sum is the same."""
     METHODS["secure"], small = ["strategy=fedavg", "secure=secagg"], {"num_rounds": 1, "clients_per_round": 3}
     try:
         here = run(tmp_path / "here", "secure", "engine.mode=looped", "engine.workers=1", **small)
         assert b'"failures": []' in here[0] and b'"secure_clipped": 0.0' in here[0]
-        assert run(tmp_path / "ray", "secure", *ONE_WORKER, **small) == here
+        assert run(tmp_path / "ray", "secure", *cluster, **small) == here
         more = small | {"superlink.federation": str(nodes)}
         assert run(tmp_path / "superlink", "secure", "engine=superlink", **more) == here
     finally:
@@ -222,7 +291,7 @@ def test_the_methods_differ(reference: dict[str, tuple[bytes, ...]]) -> None:
     assert len(set(reference.values())) == len(METHODS)
 
 
-@on_nodes
+@one_worker
 def test_keys_of_a_federation_are_their_owners_alone(nodes: Path) -> None:
     secrets = [nodes / "ca.key", nodes / "server.key", nodes / "superexec.secret"]
     secrets += [nodes / "nodes" / str(node) / "key" for node in range(CLIENTS)]
