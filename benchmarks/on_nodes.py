@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedscale_local import compose, federation, lifecycle
+from fedscale_local import flower_adapter as adapter
 from fedscale_local.config import Config, to_json
 from fedscale_local.engines import flower_command
 from fedscale_local.engines.in_process import InProcessGrid
@@ -57,21 +58,41 @@ def superlink(nodes: Path) -> Traffic:
     return Traffic(traffic["inbound-bytes"], traffic["outbound-bytes"])
 
 
-def objects(config: Config) -> tuple[Traffic, list[bytes]]:
-    """What the messages and replies of the same run, in process, are as Flower's objects; and what it leaves."""
-    deliver, up, down = InProcessGrid.send_and_receive, [0], [0]
+class Objects(NamedTuple):
+    """What the messages of a run in process are as Flower's objects, by what they are for; and what the run leaves."""
+
+    rounds: Traffic
+    evaluation: Traffic
+    """How each client does with a model of its own, asked at the end (eval_personal_steps)."""
+    states: Traffic
+    """What clients keep, fetched for one checkpoint; going on from there brings back as many bytes."""
+    outcome: list[bytes]
+
+
+def objects(config: Config) -> Objects:
+    """The same run in process."""
+    deliver, found = InProcessGrid.send_and_receive, {"train": Traffic(0, 0), "evaluate": Traffic(0, 0)}
+    grids: list[InProcessGrid] = []
 
     def counting(grid: InProcessGrid, messages: Iterable[Message], **options: Any) -> list[Message]:
         sent = list(messages)
         replies = list(deliver(grid, sent, **options))
-        down[0] += sum(map(_object_bytes, sent))
-        up[0] += sum(map(_object_bytes, replies))
+        for kind, before in found.items():
+            own = [[m for m in some if m.metadata.message_type == kind] for some in (replies, sent)]
+            found[kind] = Traffic(
+                *(count + sum(map(_object_bytes, m)) for count, m in zip(before, own, strict=True))
+            )
+        grids[:] = [grid]
         return replies
 
     with tempfile.TemporaryDirectory() as place, patch.object(InProcessGrid, "send_and_receive", counting):
         engine = compose.config(["engine.mode=looped", "engine.workers=1"]).engine
         run_dir = lifecycle.run(config.model_copy(update={"engine": engine, "run_dir": f"{place}/run"}))
-        return Traffic(up[0], down[0]), outcome(run_dir)
+        kept = grids[0].client_states().items()
+        answers = [adapter.message_to(node, state, adapter.STATE) for node, state in kept]
+        questions = [adapter.message_to(node, RecordDict(), adapter.STATE) for node, _ in kept]
+        states = Traffic(*(sum(map(_object_bytes, messages)) for messages in (answers, questions)))
+        return Objects(found["train"], found["evaluate"], states, outcome(run_dir))
 
 
 def outcome(run_dir: Path) -> list[bytes]:
@@ -132,9 +153,9 @@ def measure(config: Config, nodes: Path) -> dict[str, Any]:
     timing = [
         json.loads(line)["round_seconds"] for line in (run_dir / "timing.jsonl").read_text().splitlines()
     ]
-    in_process, expected = objects(config)
+    in_process = objects(config)
     return {
-        "same_bytes_as_in_process": outcome(run_dir) == expected,
+        "same_bytes_as_in_process": outcome(run_dir) == in_process.outcome,
         "seconds": round(seconds, 1),
         "round_seconds": [round(value, 1) for value in timing],
         "peak_mb": {name: round(value) for name, value in peaks.items()},
@@ -142,7 +163,9 @@ def measure(config: Config, nodes: Path) -> dict[str, Any]:
         "superlink_db_mb": round((nodes / "superlink" / "state.db").stat().st_size / 1e6),
         "ledger": ledger(run_dir)._asdict(),
         "superlink": superlink(nodes)._asdict(),
-        "objects": in_process._asdict(),
+        "objects": in_process.rounds._asdict(),
+        "evaluation": in_process.evaluation._asdict(),
+        "states": in_process.states._asdict(),
     }
 
 
