@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 from http.client import HTTPSConnection
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import whole_runs
@@ -30,6 +31,15 @@ from fedscale_local.engines import flower_command
 
 DEPLOY, BIN = REPO / "deploy", Path(sys.executable).parent
 UNITS = sorted(DEPLOY.glob("*.service"))
+OPERATORS = "192.0.2.0/24"
+"""Who submits runs, in deploy/nginx.conf."""
+
+
+def missing(what: str) -> NoReturn:
+    """A tool that a test needs is not here: where the project is checked for others, that is a failure."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true, but {what}")
+    pytest.skip(what)
 
 
 def unit(path: Path) -> dict[str, list[str]]:
@@ -166,17 +176,18 @@ def asked(port: int, authority: Path, path: str) -> int:
 
 
 @contextmanager
-def fence(place: Path, certificates: Path, behind: int) -> Iterator[int]:
+def fence(place: Path, certificates: Path, behind: int, operators: str = OPERATORS) -> Iterator[int]:
     """nginx with deploy/nginx.conf in front of a port of this machine; the port that it listens on."""
     nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if nginx is None:
-        pytest.skip("nginx is not installed: its configuration is not checked")
+        missing("nginx is not installed: its configuration is not checked")
     port = flower_command.free_port()
     text = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
     for given, here in (
         ("/etc/fedscale", str(certificates)),
         ("9092", f"127.0.0.1:{port}"),
         ("9443", str(behind)),
+        (OPERATORS, operators),
     ):
         assert given in text
         text = text.replace(given, here)
@@ -207,6 +218,9 @@ def test_the_fence_lets_nodes_in_and_nobody_else(tmp_path: Path) -> None:
         assert asked(port, tmp_path / "ca.crt", "/v1/fleet/pull-messages") == 502
         for path in ("/v1/control/start-run", "/v1/runtime/pull-task", "/", "/v1/fleet/../control/start-run"):
             assert asked(port, tmp_path / "ca.crt", path) == 403, path
+    behind = flower_command.free_port()
+    with fence(tmp_path / "operators", tmp_path, behind, operators="127.0.0.0/8") as port:
+        assert asked(port, tmp_path / "ca.crt", "/v1/control/start-run") == 502
 
 
 @pytest.mark.slow
