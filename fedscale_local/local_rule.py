@@ -123,6 +123,10 @@ class LocalRule:
     correct: Callable[[State, Tensor, Tensor, Again], Tensor] | None = None
     step: Callable[[State, Tensor, Tensor, Again], None] | None = None
     end: Callable[[State, Tensor, Tensor | float], None] = _nothing_left
+    divisor: Callable[[State], Tensor | None] | None = None
+    """What a step of its own divides by, (..., d), told by the vectors that travel; None where these do not tell."""
+    is_frozen: bool = False
+    """Is that the server's all round long, and not the client's own at each step?"""
 
     def in_round(self, due: Sequence[str] | None) -> LocalRule:
         """The rule in a round in which these of its vectors are sent; None: all of them."""

@@ -323,7 +323,17 @@ class FederatedStrategy(Strategy):
 
     def divisor(self, replies: list[Reply], weights: list[float]) -> Tensor | None:
         """What the round's steps were divided by, (d,): ones where by nothing, None where the server cannot know."""
-        return torch.ones_like(self.params) if self.rule.step is None else None
+        if self.rule.step is None:
+            return torch.ones_like(self.params)
+        if self.rule.is_frozen and self.rule.divisor is not None:
+            return self.rule.divisor(self.shared)
+        own = self._own_divisors(replies)
+        return weighted_sum(own, weights) if own else None
+
+    def _own_divisors(self, replies: list[Reply]) -> list[Tensor]:
+        """The clients' preconditioners after the round, where what makes them travels."""
+        told = self.rule.divisor or (lambda vectors: vectors.get(wire.PRECONDITIONER))
+        return [own for reply in replies if (own := told(reply.extra)) is not None]
 
     def _drift(
         self, replies: list[Reply], weights: list[float], params: Tensor, d_hat: Tensor | None
@@ -333,8 +343,7 @@ class FederatedStrategy(Strategy):
         found |= diagnostics.update_norms(self.params, params, self.task.layout)
         if d_hat is not None:
             found |= diagnostics.steps(d_hat, self.experiment.config.client.step_size)
-        own = [reply.extra[wire.PRECONDITIONER] for reply in replies if wire.PRECONDITIONER in reply.extra]
-        if own:
+        if own := self._own_divisors(replies):
             found |= diagnostics.spread(own, weights)
         if (quadratic := self.experiment.quadratic) is not None:
             found["distance"] = quadratic.distance(params, self.task.initial_params)

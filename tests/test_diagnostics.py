@@ -6,6 +6,7 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,8 +97,14 @@ def test_the_mean_objective_is_that_of_the_generated_clients() -> None:
         (ADAM, DRIFT | STEPS | KNOWN),
         ((*ADAM, "scaling.scope=local"), DRIFT | {"distance"}),
         (MIXED, DRIFT | STEPS | SPREAD | KNOWN),
+        (("strategy=local_adam_averaged",), DRIFT | STEPS | SPREAD | KNOWN),
+        (("strategy=fedlada",), DRIFT | STEPS | SPREAD | KNOWN),
+        (("strategy=fedpac",), DRIFT | STEPS | SPREAD | KNOWN),
+        (("strategy=fedadamw",), DRIFT | STEPS | SPREAD | KNOWN),
+        (("strategy=fafed",), DRIFT | STEPS | SPREAD | KNOWN),
+        (("strategy=fedmuon",), DRIFT | {"distance"}),
     ],
-    ids=["fedavg", "own-steps", "global", "local", "mixed"],
+    ids=lambda v: "-".join(o.split("=")[-1] for o in v) if isinstance(v, tuple) else "",
 )
 def test_a_run_records_them_on_request_and_is_the_same_without(
     method: tuple[str, ...], expected: set[str], tmp_path: Path
@@ -125,6 +132,58 @@ def test_the_steps_are_those_of_the_d_hat_that_the_round_used(tmp_path: Path) ->
     for before, after in pairwise(lines):
         assert after["step_min"] == pytest.approx(step_size / before["d_max"], rel=1e-12)
         assert after["step_max"] == pytest.approx(step_size / before["d_min"], rel=1e-12)
+
+
+EPSILON, STEP_SIZE = 1e-3, 0.1
+ONE_STEP: dict[str, Any] = {
+    "diagnostics": "drift", "client.local_steps": 1, "client.step_size": STEP_SIZE, "strategy.local.epsilon": EPSILON,
+}  # fmt: skip
+
+
+def gradients(x: torch.Tensor) -> torch.Tensor:
+    """Of the three clients at x, (3, 4)."""
+    A, c, _ = map(torch.from_numpy, quadratics(0, 3, 4))
+    return torch.einsum("mij,mj->mi", A, x - c)
+
+
+def agrees(line: dict[str, Any], own: torch.Tensor, used: torch.Tensor) -> None:
+    """A round's record tells of these denominators of the clients (3, d), and of this one of its steps (d,)."""
+    expected = diagnostics.spread(list(own), [1 / 3] * 3) | diagnostics.steps(used, STEP_SIZE)
+    assert {key: line[key] for key in expected} == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert line["spread_max"] > 0.1, "clients that agree compare nothing"
+
+
+@pytest.mark.parametrize("strategy", ["local_adam_averaged", "des_loc", "fedlada", "fedpac"])
+def test_after_one_adam_step_the_denominators_are_the_sizes_of_the_gradients(
+    strategy: str, tmp_path: Path
+) -> None:
+    """s = (1 - beta2) g^2, and debiased g^2: clients divide by |g_m| + epsilon."""
+    lines = run(tmp_path / "run", *QUADRATIC, f"strategy={strategy}", settings=ONE_STEP).lines
+    own = gradients(torch.zeros(4, dtype=torch.float64)).abs() + EPSILON
+    agrees(lines[0], own, own.mean(0))
+    # DES-LOC's second moments come again in round 7.
+    assert all((set(line) >= SPREAD | STEPS) == (strategy != "des_loc") for line in lines[1:])
+
+
+def test_fedadamws_denominators_are_the_root_mean_squares_of_the_tensors(tmp_path: Path) -> None:
+    """A number for each tensor travels, the mean of its g^2: all coordinates are alike, and there is no angle."""
+    (line, *_) = run(tmp_path / "run", *QUADRATIC, "strategy=fedadamw", settings=ONE_STEP).lines
+    own = gradients(torch.zeros(4, dtype=torch.float64)).square().mean(1, keepdim=True).sqrt() + EPSILON
+    agrees(line, own.expand(3, 4), own.mean(0).expand(4))
+    assert line["angle_max"] == pytest.approx(0, abs=1e-7) and line["step_min"] == line["step_max"]
+
+
+def test_fafeds_steps_are_those_of_the_servers_denominator_and_clients_end_with_others(
+    tmp_path: Path,
+) -> None:
+    """s = mean_m g_m(x_0)^2 divides the round's one step to u, and s_m = beta s + (1 - beta) g_m(u)^2 is left."""
+    more = {"strategy.local.beta": 0.5}
+    (line, *_) = run(tmp_path / "run", *QUADRATIC, "strategy=fafed", settings=ONE_STEP | more).lines
+    first = gradients(torch.zeros(4, dtype=torch.float64))
+    s = first.square().mean(0)
+    used = s.sqrt() + EPSILON
+    u = -STEP_SIZE * first.mean(0) / used
+    agrees(line, (0.5 * s + 0.5 * gradients(u).square()).sqrt() + EPSILON, used)
 
 
 def test_the_report_draws_them_and_only_then(tmp_path: Path) -> None:

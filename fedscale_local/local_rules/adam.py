@@ -44,7 +44,11 @@ def adam(
     def step(state: State, v: Tensor, g: Tensor, again: Again) -> None:
         adam_step_(state, v, g, setting.step_size, beta1, beta2, epsilon, decay)
 
-    return replace(BETWEEN[moments](first_every, second_every), begin=start_moments, step=step)
+    def divisor(state: State) -> Tensor | None:
+        return denominator(state, beta2, epsilon) if "second" in state else None
+
+    rule = BETWEEN[moments](first_every, second_every)
+    return replace(rule, begin=start_moments, step=step, divisor=divisor)
 
 
 SIZES = {"first": whole, "first_clock": one, "second": whole, "second_clock": one}
@@ -109,11 +113,7 @@ def adam_step_(
     moments_(state, g, beta1, beta2)
     if decay:
         v.mul_(1 - step_size * decay)
-    v.addcdiv_(
-        debiased(state, "first", beta1),
-        debiased(state, "second", beta2).sqrt_().add_(epsilon),
-        value=-step_size,
-    )
+    v.addcdiv_(debiased(state, "first", beta1), denominator(state, beta2, epsilon), value=-step_size)
 
 
 def moments_(state: State, g: Tensor, beta1: float, beta2: float) -> None:
@@ -122,6 +122,11 @@ def moments_(state: State, g: Tensor, beta1: float, beta2: float) -> None:
         state[f"{name}_clock"] += 1
     state["first"].mul_(beta1).add_(g, alpha=1 - beta1)
     state["second"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+
+
+def denominator(state: State, beta2: float, epsilon: float) -> Tensor:
+    """What Adam's step divides by, of the state's second moment and its clock."""
+    return debiased(state, "second", beta2).sqrt_().add_(epsilon)
 
 
 def debiased(state: State, name: str, beta: float) -> Tensor:

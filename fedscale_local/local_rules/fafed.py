@@ -26,8 +26,11 @@ def fafed(setting: Setting, beta: float, storm: float, epsilon: float) -> LocalR
     def probe(g: Tensor) -> State:
         return {"first": g, "second": g * g}
 
+    def divisor(state: State) -> Tensor:
+        return state["second"].sqrt().add_(epsilon)
+
     def begin(state: State, v: Tensor) -> None:
-        state["denominator"] = state["second"].sqrt().add_(epsilon)
+        state["denominator"] = divisor(state)
         for name in ("first", "second"):
             state[name] = state[name].expand_as(v).clone()
 
@@ -39,4 +42,12 @@ def fafed(setting: Setting, beta: float, storm: float, epsilon: float) -> LocalR
         state["second"].mul_(beta).addcmul_(after, after, value=1 - beta)
 
     shared = {name: Shared(mean_of_sent) for name in ("first", "second")}
-    return LocalRule(shared=shared, sends=tuple(shared), probe=probe, begin=begin, step=step)
+    return LocalRule(
+        shared=shared,
+        sends=tuple(shared),
+        probe=probe,
+        begin=begin,
+        step=step,
+        divisor=divisor,
+        is_frozen=True,
+    )

@@ -17,7 +17,7 @@ from fedscale_local.local_rule import (
     one,
     whole,
 )
-from fedscale_local.local_rules.adam import debiased, moments_, start_moments
+from fedscale_local.local_rules.adam import debiased, denominator, moments_, start_moments
 from fedscale_local.vector import Layout
 
 
@@ -92,8 +92,7 @@ def _leaning(
 
     def step(state: State, v: Tensor, g: Tensor, again: Again) -> None:
         moments_(state, g, beta1, beta2)
-        root = debiased(state, "second", beta2).sqrt_().add_(epsilon)
-        adam = debiased(state, "first", beta1).div_(root)
+        adam = debiased(state, "first", beta1).div_(denominator(state, beta2, epsilon))
         if decay:
             v.mul_(1 - step_size * decay)
         v.sub_(adam.mul_(share).add_(state["global_step"], alpha=lean), alpha=step_size)
@@ -101,6 +100,10 @@ def _leaning(
     def end(state: State, v: Tensor, num_steps: Tensor | float) -> None:
         if block_means:
             state["second"] = _means(state["second"], layout)
+
+    def divisor(state: State) -> Tensor:
+        second = _spread(state["second"], layout) if block_means else state["second"]
+        return denominator({**state, "second": second}, beta2, epsilon)
 
     def per_step(round: Upkeep) -> Tensor:
         return mean_displacement(round).div_(step_size)
@@ -110,7 +113,8 @@ def _leaning(
         "second_clock": Shared(mean_of_sent, one, counts_steps=True),
         "global_step": Shared(per_step),
     }
-    return LocalRule(shared=shared, sends=("second", "second_clock"), begin=begin, step=step, end=end)
+    sends = ("second", "second_clock")
+    return LocalRule(shared=shared, sends=sends, begin=begin, step=step, end=end, divisor=divisor)
 
 
 def _num_blocks(layout: Layout) -> int:
