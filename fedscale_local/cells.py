@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 from fedscale_local import disk, fresh, locks, pruning
 from fedscale_local import run_dir as run_dirs
-from fedscale_local.config import EVALUATED, Config, from_json
+from fedscale_local.config import Config, from_json
+from fedscale_local.decisive import EVALUATED
 from fedscale_local.errors import RunDirError
 from fedscale_local.processes import is_alive
 from fedscale_local.pruning import Limits

@@ -28,7 +28,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedscale_local import disk
-from fedscale_local.config import decisive
+from fedscale_local.decisive import decisive
 from fedscale_local.scaling import Memory
 
 LINES = "rounds.jsonl"

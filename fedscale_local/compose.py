@@ -17,8 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedscale_local.config import FREE, Config, from_container
+from fedscale_local.config import Config, from_container
 from fedscale_local.config_messages import choice, show
+from fedscale_local.decisive import FREE
 from fedscale_local.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parents[1] / "conf"

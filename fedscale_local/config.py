@@ -328,35 +328,6 @@ def to_container(config: Config) -> dict[str, Any]:
         return config.model_dump(mode="json", by_alias=True)
 
 
-EVALUATED = ("eval_clients", "eval_personal_steps", "eval_personal_step_size")
-"""Keys that decide what is asked of the last model, after the last round."""
-FREE = (
-    "num_rounds",
-    "run_dir",
-    *EVALUATED,
-    "checkpoint_every",
-    "checkpoint_keep",
-    "round_timeout",
-    "engine",
-    "superlink",
-    "tracking",
-)
-"""Keys and sections that decide nothing of what a round computes, and may differ when a run is carried on."""
-
-
-def decisive(container: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the result, of a configuration as plain values; more rounds or another place or pace do not.
-
-    Only where noise was made for a target epsilon, the number of rounds does.
-    """
-    aims = container.get("privacy", {}).get("target_epsilon") is not None
-    return {
-        key: value
-        for key, value in sorted(container.items())
-        if key not in FREE or (aims and key == "num_rounds")
-    }
-
-
 def to_json(config: Config) -> str:
     """The whole configuration as one string; equal configurations give equal strings."""
     return json.dumps(to_container(config), allow_nan=False)

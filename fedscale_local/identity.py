@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedscale_local import data, user_code
-from fedscale_local.config import Config, decisive, to_container
+from fedscale_local.config import Config, to_container
 from fedscale_local.config_messages import show
 from fedscale_local.data import partition as partitions
 from fedscale_local.data.dataset import Dataset
 from fedscale_local.data.partition import Partition
+from fedscale_local.decisive import decisive
 from fedscale_local.errors import InputError
 from fedscale_local.instantiate import TARGET, locate
 

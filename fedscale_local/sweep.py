@@ -23,7 +23,8 @@ from rich.console import Console
 
 from fedscale_local import cells, compose, disk, fresh, locks, progress, reports, trackers
 from fedscale_local.cells import Cell, Outcome
-from fedscale_local.config import FREE, Config, to_json
+from fedscale_local.config import Config, to_json
+from fedscale_local.decisive import FREE
 from fedscale_local.errors import FedscaleError, RunDirError
 from fedscale_local.reports.facts import final_words
 from fedscale_local.run_dir import SWEEP

@@ -101,8 +101,8 @@ def table(run: Run) -> Table:
     of = f" of {numbers.planned_rounds}" if numbers.planned_rounds else ""
     add("status", f"{numbers.status}, {numbers.num_rounds}{of} rounds")
     add("method", f"{facts.method_name(run)}. {facts.method_words(run)}")
-    add("data", facts.data_words(run))
-    add("clients", facts.clients_words(run))
+    add("data", facts.data_words([run]))
+    add("clients", facts.clients_words([run]))
     add("engine", facts.engine_words(run))
     for name, key, final, best, form in (
         (

@@ -29,6 +29,12 @@ def configs(methods: Sequence[Method]) -> str:
         for method, one in zip(methods, configurations, strict=True)
     ]
     inside += download("differences.csv", csv_text(["method", *keys], every), "All differences as CSV")
+    free = [key for method in methods for key in differences([run.free for run in method.runs.values()])]
+    if free:
+        keys_told = ", ".join(dict.fromkeys(free))
+        inside += (
+            f"<p>Runs of one method differ in what decides nothing of a result: {escape(keys_told)}.</p>"
+        )
     for method in methods[:MAX_CONFIGS]:
         config = {
             key: value for key, value in method.any_run.run.config.items() if key not in ("seed", "run_dir")

@@ -12,8 +12,8 @@ from fedscale_local.reports import compare_pictures as pictures
 from fedscale_local.reports import compare_settings as hyper
 from fedscale_local.reports import compare_tables as tables
 from fedscale_local.reports import facts
-from fedscale_local.reports.comparison import Comparison
-from fedscale_local.reports.histories import History
+from fedscale_local.reports.comparison import Comparison, leads
+from fedscale_local.reports.histories import History, differences
 from fedscale_local.reports.parts import csv_text, document, download, section, table, tile
 
 MAX_VERDICTS = 12
@@ -51,8 +51,12 @@ def _head(comparison: Comparison, title: str, runs: Sequence[History]) -> str:
     known, metric = best.of("final"), comparison.metric
     half = "" if math.isnan(known.half) else f"± {metric.amount(known.half, math.nan)}, "
     decided = sum(pair.is_decided for pair in comparison.pairs)
+    is_best = leads(comparison)
+    name = f"Best mean {metric.title}" if is_best else f"Leading mean {metric.title}, not decided"
+    if len(comparison.rows) == 1:
+        name = f"Mean {metric.title}"
     tiles = [
-        tile(f"Best mean {metric.title}", metric.text(known.mean), f"{half}{best.method.name}", main=True),
+        tile(name, metric.text(known.mean), f"{half}{best.method.name}", main=is_best),
         tile("Pairs decided", f"{decided} of {len(comparison.pairs)}", comparison.budget.words),
         tile("Seeds", str(len(seeds)), f"{len(runs)} runs in all"),
     ]
@@ -72,8 +76,13 @@ def _head(comparison: Comparison, title: str, runs: Sequence[History]) -> str:
 
 
 def _description(runs: Sequence[History]) -> str:
-    told = {f"{facts.data_words(run.run)}; {facts.clients_words(run.run)}." for run in runs}
-    return told.pop() if len(told) == 1 else "The runs differ in their data or clients, as listed below."
+    """Data and clients, or the keys of these in which the methods differ."""
+    parts = ("data.", "partition.", "num_clients", "clients_per_round")
+    told = [{key: value for key, value in run.method.items() if key.startswith(parts)} for run in runs]
+    apart = differences(told)
+    if apart:
+        return f"The runs differ in {', '.join(apart)}, as listed below."
+    return f"{facts.data_words([run.run for run in runs])}; {facts.clients_words([run.run for run in runs])}."
 
 
 def _verdicts(comparison: Comparison) -> str:

@@ -126,7 +126,8 @@ def _fair(row: Row, key: str, figure: str) -> str:
     if figure != "variance":
         return value_text(known, metric)
     square = 100**2 if metric.is_share else 1
-    return with_half(Estimate(square * known.mean, square * known.half, known.n), _three, _three)
+    half = known.half if known.half > 1e-9 * known.mean else 0.0  # what is left of rounding is no spread
+    return with_half(Estimate(square * known.mean, square * half, known.n), _three, _three)
 
 
 def _three(value: float) -> str:

@@ -7,9 +7,11 @@ have; what keeps two runs from being a pair is said, never passed over.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -76,6 +78,13 @@ class Comparison:
     clock: Clock = DEFAULT_CLOCK
 
 
+def leads(comparison: Comparison) -> bool:
+    """Is the first method decided to be better than every other?"""
+    first = comparison.rows[0].method
+    won = [pair for pair in comparison.pairs if pair.is_decided and pair.first is first]
+    return len(won) == len(comparison.rows) - 1
+
+
 def compare(
     methods: Sequence[Method],
     budget: Budget | None,
@@ -105,8 +114,8 @@ def compare(
     clients = of_clients(runs)
     rows = [row_of(method, metric, chosen, goal, window, clients) for method in methods]
     rows = _ranked(rows, metric)
-    pairs, checks = _pairs(rows, metric, chosen)
-    notes += _remarks(rows, chosen)
+    pairs, checks, mismatch = _pairs(rows, metric, chosen)
+    notes += [*mismatch, *_remarks(rows, chosen)]
     noise = noise_floor([_known(row.columns["final"]) for row in rows])
     words = _noise_words(noise, metric)
     return Comparison(metric, chosen, goal, clients, rows, pairs, noise, words, notes, checks, tuned, clock)
@@ -144,10 +153,11 @@ def problem(method: Method) -> tuple[tuple[str, str], ...]:
     return tuple((k, repr(v)) for k, v in method.any_run.method.items() if k.startswith(parts))
 
 
-def _pairs(rows: Sequence[Row], metric: Metric, budget: Budget) -> tuple[list[Pair], list[str]]:
-    """Every two methods, corrected by Holm over those with enough seeds; and what the files say of the pairs."""
+def _pairs(rows: Sequence[Row], metric: Metric, budget: Budget) -> tuple[list[Pair], list[str], list[str]]:
+    """Every two methods, corrected by Holm over those with enough seeds; what the files say of the pairs; a note where
+    they say that runs do not share what they should."""
     found: list[Pair] = []
-    mismatches: list[str] = []
+    mismatches: list[Mismatch] = []
     num_checked = 0
     problems = {row.method.name: problem(row.method) for row in rows}
     for one, other in combinations(rows, 2):
@@ -160,10 +170,10 @@ def _pairs(rows: Sequence[Row], metric: Metric, budget: Budget) -> tuple[list[Pa
         common = sorted(set(one.method.runs) & set(other.method.runs))
         seeds = []
         for seed in common:
-            said, is_pair = _mismatch(one.method, other.method, seed)
+            said = _mismatch(one.method, other.method, seed)
             mismatches += [said] if said else []
             num_checked += 1
-            seeds += [seed] if is_pair else []
+            seeds += [seed] if said is None or said.is_pair else []
         found.append(_pair(one, other, tuple(seeds), metric))
     enough = [
         i for i, pair in enumerate(found) if pair.result is not None and pair.result.estimate.n >= MIN_SEEDS
@@ -174,7 +184,7 @@ def _pairs(rows: Sequence[Row], metric: Metric, budget: Budget) -> tuple[list[Pa
         for i, pair in enumerate(found)
         for p in [corrected.get(i, math.nan)]
     ]
-    return done, _checks(rows, mismatches, num_checked)
+    return done, _checks(rows, mismatches, num_checked), _note(mismatches, num_checked)
 
 
 SHARED = {
@@ -185,20 +195,43 @@ SHARED = {
 """What else common random numbers are, and how it is told that two runs have it not in common."""
 
 
-def _mismatch(one: Method, other: Method, seed: int) -> tuple[str, bool]:
-    """What differs between the two runs of a seed that should share their randomness, and are they still a pair?"""
+class Mismatch(NamedTuple):
+    """What two runs of a seed should share and do not: in a word or two, in a sentence; and are they still a pair?"""
+
+    what: str
+    words: str
+    is_pair: bool
+
+
+def _mismatch(one: Method, other: Method, seed: int) -> Mismatch | None:
+    """What differs between the two runs of a seed that should share their randomness; None: nothing that files tell."""
     a, b = one.runs[seed], other.runs[seed]
     where = f"Seed {seed}, {one.name} and {other.name}"
     if a.holders != b.holders:
-        return f"{where}: partition.json differs, so this seed is no pair and is left out.", False
+        words = f"{where}: partition.json differs, so this seed is no pair and is left out."
+        return Mismatch("partition", words, False)
     n = min(len(a.rounds), len(b.rounds))
     apart = np.flatnonzero((a.clients[:n] != b.clients[:n]) | (a.rounds[:n] != b.rounds[:n]))
     if apart.size:
-        return f"{where}: other clients were sampled, first in round {a.rounds[apart[0]]}.", True
+        words = f"{where}: other clients were sampled, first in round {a.rounds[apart[0]]}."
+        return Mismatch("sampled clients", words, True)
     for key in SHARED:
         if key in a.shared and key in b.shared and a.shared[key] != b.shared[key]:
-            return f"{where}: {SHARED[key]}.", key != "partition"
-    return "", True
+            return Mismatch(key.replace("_", " "), f"{where}: {SHARED[key]}.", key != "partition")
+    return None
+
+
+def _note(mismatches: Sequence[Mismatch], num_checked: int) -> list[str]:
+    """What a reader must know before the verdicts: which randomness is not common, in how many pairs of runs."""
+    if not mismatches:
+        return []
+    counts = Counter(mismatch.what for mismatch in mismatches)
+    told = ", ".join(f"{what} in {count:,}" for what, count in counts.items())
+    words = f"Common random numbers do not hold: of {num_checked:,} pairs of runs under one seed, these differ in what "
+    words += f'the seed should decide alike: {told}. "How this is decided" lists them.'
+    if all(mismatch.is_pair for mismatch in mismatches):
+        return [f"{words} The differences are still taken seed by seed, but chance is part of them."]
+    return [f"{words} Pairs with another partition are left out."]
 
 
 def _pair(one: Row, other: Row, seeds: tuple[int, ...], metric: Metric) -> Pair:
@@ -257,7 +290,7 @@ def _verdict(pair: Pair, p: float, metric: Metric, budget: Budget) -> str:
 SHOWN_MISMATCHES = 8
 
 
-def _checks(rows: Sequence[Row], mismatches: list[str], num_checked: int) -> list[str]:
+def _checks(rows: Sequence[Row], mismatches: Sequence[Mismatch], num_checked: int) -> list[str]:
     """What the files say about common random numbers."""
     if not num_checked:
         return []
@@ -276,7 +309,7 @@ def _checks(rows: Sequence[Row], mismatches: list[str], num_checked: int) -> lis
         return [words]
     more = len(mismatches) - SHOWN_MISMATCHES
     tail = [f"... and {more:,} more such pairs of runs."] if more > 0 else []
-    return [*mismatches[:SHOWN_MISMATCHES], *tail]
+    return [*(mismatch.words for mismatch in mismatches[:SHOWN_MISMATCHES]), *tail]
 
 
 def _remarks(rows: Sequence[Row], budget: Budget) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -171,12 +171,13 @@ def privacy_words(run: Run) -> str:
     )
 
 
-def data_words(run: Run) -> str:
-    """Data and partition: "fashion_mnist_12k, 12,000 examples, dirichlet (alpha 0.3)"."""
+def data_words(runs: Sequence[Run]) -> str:
+    """Data and partition of runs that share them: "fashion_mnist_12k, 12,000 examples, dirichlet (alpha 0.3)"."""
+    run = runs[0]
     words = [str(_section(run, "data").get("name", "unknown data"))]
-    sizes = shard_sizes(run)
-    if sizes is not None:
-        words.append(f"{int(sizes.sum()):,} training examples")
+    totals = {int(sizes.sum()) for run in runs if (sizes := shard_sizes(run)) is not None}
+    if totals:
+        words.append(f"{_span(totals)} training examples")
     partition = _section(run, "partition")
     if "scheme" in partition:
         options = [f"{k.replace('_', ' ')} {_number(v)}" for k, v in _relevant(partition)]
@@ -197,12 +198,25 @@ def _relevant(partition: dict[str, Any]) -> list[tuple[str, Any]]:
     return [(key, partition[key]) for key in keys if partition.get(key)]
 
 
-def clients_words(run: Run) -> str:
-    """ "200 clients, 20 a round", as far as the run says."""
-    sizes = shard_sizes(run)
-    total = len(sizes) if sizes is not None else run.config.get("num_clients")
-    per_round = run.config.get("clients_per_round")
-    words = f"{total:,} clients" if isinstance(total, int) else "all clients of the data"
+def _span(counts: Collection[int]) -> str:
+    """
+    >>> _span([1200]), _span([1200, 900])
+    ('1,200', '900 to 1,200')
+    """
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def clients_words(runs: Sequence[Run]) -> str:
+    """ "200 clients, 20 a round", as far as these runs say, which share the configuration of both."""
+    found = [shard_sizes(run) for run in runs]
+    totals = [
+        len(sizes) if sizes is not None else run.config.get("num_clients")
+        for run, sizes in zip(runs, found, strict=True)
+    ]
+    known = [total for total in totals if isinstance(total, int)]
+    per_round = runs[0].config.get("clients_per_round")
+    words = f"{_span(known)} clients" if known else "all clients of the data"
     return words + (f", {per_round:,} a round" if isinstance(per_round, int) else ", all in every round")
 
 

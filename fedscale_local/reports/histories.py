@@ -6,19 +6,20 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedscale_local.decisive import decisive
 from fedscale_local.errors import RunDirError
 from fedscale_local.reports import facts
 from fedscale_local.reports.clock import Clock
 from fedscale_local.run_dir import SWEEP, Run, cells, read
 
-NOT_THE_METHOD = ("seed", "run_dir")
+NAMES = ("seed", "run_dir")  # keys that name a run of a method
 METRICS = ("test_accuracy", "test_loss", "train_loss")
 OF_D = ("d_condition", "d_change", "d_floored")  # what a round says of the preconditioner
 OF_MODEL = (
@@ -38,7 +39,8 @@ class History:
     """One finished run over its n recorded rounds.
 
     run      the run without its records
-    method   the flat configuration without what does not make the method
+    method   the flat configuration without seed and what decides nothing of a round (decisive.py)
+    free     the rest of it but for the run directory
     rounds   (n,) round numbers
     clients  (n,) one number for each list of sampled clients; equal lists have equal numbers
     spent    totals (n,) after each round of "rounds", "bytes" (both ways), "uplink" (bytes), "steps" (local steps of
@@ -55,6 +57,7 @@ class History:
     run: Run
     seed: int
     method: Mapping[str, Any]
+    free: Mapping[str, Any]
     rounds: np.ndarray
     clients: np.ndarray
     spent: dict[str, np.ndarray]
@@ -112,7 +115,7 @@ def gather(
         else:
             histories.append(_history(run, partitions, clock))
     _refuse_twins(histories)
-    return histories, left_out
+    return _told_apart(histories), left_out
 
 
 def _run_dirs(directory: Path) -> Iterator[Path]:
@@ -163,10 +166,14 @@ def _history(run: Run, partitions: dict[str, Any], clock: Clock) -> History:
         for metric in METRICS
     }
     holders = _digest(run.partition)
+    makes_method = decisive(run.config).keys() - set(NAMES)
     return History(
         run=Run(run.path, run.config, run.manifest, partition=partitions.setdefault(holders, run.partition)),
         seed=seed,
-        method={key: value for key, value in _flat(run.config) if key not in NOT_THE_METHOD},
+        method=dict(_flat({key: value for key, value in run.config.items() if key in makes_method})),
+        free=dict(
+            _flat({key: value for key, value in run.config.items() if key not in (*makes_method, *NAMES)})
+        ),
         rounds=rounds,
         clients=np.array([hash(tuple(record.get("clients") or ())) for record in records]),
         spent=_spent(run, rounds, clock),
@@ -268,12 +275,33 @@ def _identity(history: History) -> str:
 
 
 def _refuse_twins(histories: Sequence[History]) -> None:
-    seen: dict[tuple[str, int], History] = {}
+    seen: dict[tuple[str, str, int], History] = {}
     for history in histories:
-        twin = seen.setdefault((_identity(history), history.seed), history)
+        free = json.dumps(history.free, sort_keys=True, default=str)
+        twin = seen.setdefault((_identity(history), free, history.seed), history)
         if twin is not history:
             expectation = f"the same configuration and seed {history.seed} as {twin.run.path}"
             raise RunDirError(str(history.run.path), expectation, "name one of the two directories")
+
+
+def _told_apart(histories: Sequence[History]) -> list[History]:
+    """The same, where two runs of one method under one seed are two methods, told apart by what else they differ in.
+
+    So a sweep over the number of workers or of rounds has a method for each.
+    """
+    groups: dict[str, list[History]] = {}
+    for history in histories:
+        groups.setdefault(_identity(history), []).append(history)
+    apart = {
+        identity: differences([history.free for history in group])
+        for identity, group in groups.items()
+        if len({history.seed for history in group}) < len(group)
+    }
+    return [
+        replace(history, method={**history.method, **{key: history.free.get(key) for key in keys}})
+        for history in histories
+        for keys in [apart.get(_identity(history), [])]
+    ]
 
 
 def methods(histories: Sequence[History]) -> list[Method]:

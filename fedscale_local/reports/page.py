@@ -76,7 +76,7 @@ def _head(run: Run, title: str) -> str:
 <div class="eyebrow"><b class="badge {kind}">{escape(status)}</b><span>{escape(eyebrow)}</span></div>
 <h1>{escape(title)}</h1>
 <p class="lead">{escape(facts.method_words(run))}</p>
-<p class="muted">{escape(facts.data_words(run))}; {escape(facts.clients_words(run))}.</p>
+<p class="muted">{escape(facts.data_words([run]))}; {escape(facts.clients_words([run]))}.</p>
 {"".join(f'<p class="note">{escape(str(note))}</p>' for note in facts.notes(run))}
 <div class="tiles">{"".join(_tiles(run, numbers))}</div>
 </header>
