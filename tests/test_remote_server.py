@@ -123,6 +123,26 @@ def test_interrupted_and_carried_on_it_ends_with_the_bytes_of_a_run_in_process(
     ]
 
 
+def test_a_command_that_is_killed_leaves_a_run_that_is_stopped_by_its_id_and_carried_on(
+    nodes: Path, tmp_path: Path
+) -> None:
+    run_dir, home, overrides = tmp_path / "run", nodes / "superlink", ["num_rounds=4"]
+    env = flower_command.environment(home)
+    with subprocess.Popen(
+        command("run", *on_nodes(nodes, run_dir, *overrides)), stderr=subprocess.DEVNULL
+    ) as process:
+        until(lambda: (run_dir / "checkpoints" / "round-000001.json").exists())
+        process.kill()
+    until(lambda: not marked(f"TMPDIR={tmp_path / 'tmp'}"))
+    runs = flower_command.flwr(["list", flower_command.HERE], home, env)["runs"]
+    (going,) = [row["run-id"] for row in runs if not row["status"].startswith("finished")]
+    flower_command.flwr(["stop", going, flower_command.HERE], home, env)
+    done = subprocess.run(command("resume", run_dir), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    here = whole_runs.run(tmp_path / "here", *PROBLEM, *overrides, "engine.mode=looped")
+    assert outcome(run_dir) == outcome(here.run_dir)
+
+
 def test_a_server_that_fails_says_why_and_what_was_done_is_here(
     nodes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
