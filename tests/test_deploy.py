@@ -14,6 +14,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -24,10 +25,12 @@ from typing import NoReturn
 import pytest
 import whole_runs
 from pages import REPO
+from real_processes import until
 
 from fedscale_local import federation, keys
 from fedscale_local.cli import main
 from fedscale_local.engines import flower_command
+from fedscale_local.processes import end
 
 DEPLOY, BIN = REPO / "deploy", Path(sys.executable).parent
 UNITS = sorted(DEPLOY.glob("*.service"))
@@ -123,6 +126,16 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     said = [line for line in done.stderr.splitlines() if "fedscale" in line]
     assert done.returncode == 0 and not said, done.stderr
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_finds_the_units_little_exposed(path: Path) -> None:
+    """Of 100, where a unit that says nothing has 96; below 20 is systemd's own word "OK"."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: the units are not judged by systemd")
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", "--no-pager", str(path)]
+    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
 
 
 def test_the_image_holds_the_project_and_nothing_else() -> None:
@@ -250,3 +263,136 @@ def test_nodes_outside_the_fence_train_as_those_inside(
         found.bytes
         == whole_runs.run(tmp_path / "here", *problem, "engine.mode=looped", settings=settings).bytes
     )
+
+
+# ---------------------------------------------------------------- units as a user without rights
+
+NOBODY = 10001
+RIGHTLESS = (
+    "setpriv --reuid={user} --regid={user} --clear-groups --no-new-privs --bounding-set=-all --inh-caps=-all"
+)
+
+
+def hiding(path: Path) -> Path | None:
+    """The outermost folder on the way to this one that others may not enter."""
+    closed = [
+        folder for folder in (*reversed(path.parents), path) if not folder.stat().st_mode & stat.S_IXOTH
+    ]
+    return closed[0] if closed else None
+
+
+def sandbox(state: Path, inside: Path) -> str:
+    """A script that runs its arguments as the unit's [Service] asks: no rights, and one folder to write to.
+
+    The file system is read-only but for `state`, in a mount namespace of its own. Where the interpreter is in a folder
+    that others may not enter, as root's home, an empty one takes its place, with the interpreter alone in it.
+    """
+    lines = ["set -eu", "umask 0077", f"mount --bind {shlex.quote(str(state))} {shlex.quote(str(state))}"]
+    base, closed = Path(sys.base_prefix).resolve(), hiding(Path(sys.base_prefix).resolve())
+    if closed is not None:
+        aside, folder, place = map(shlex.quote, (str(inside), str(closed), str(base)))
+        lines += [f"mount --bind {place} {aside}", f"mount -t tmpfs -o mode=755 tmpfs {folder}"]
+        lines += [f"(umask 022; mkdir -p {place})", f"mount --bind {aside} {place}"]
+        lines += [f"mount -o remount,ro {folder}"]
+    lines += ["mount -o remount,ro,bind /", f"cd {shlex.quote(str(state))}"]
+    return "\n".join([*lines, f'exec {RIGHTLESS.format(user=NOBODY)} "$@"'])
+
+
+def started(
+    path: Path, place: Path, credentials: dict[str, Path], given: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """What a unit starts, as systemd would start it: its environment and no other, its credentials, its user's rights.
+
+    given: text of ExecStart -> what it is here.
+    """
+    service, own = unit(path), place / path.stem
+    state, keys_here = own / "state", own / "credentials"
+    for folder in (own, own / "interpreter", keys_here, state):
+        folder.mkdir()
+        folder.chmod(0o755)
+    handed = [value.split(":") for value in service["LoadCredential"]]
+    for name, source in handed:
+        shutil.copy(credentials[source.removeprefix("/etc/fedscale/")], keys_here / name)
+    for file in (state, *keys_here.iterdir()):
+        os.chown(file, NOBODY, NOBODY)
+        file.chmod(0o700 if file == state else 0o400)
+    settings = (DEPLOY / "flower.env").read_text(encoding="utf-8").split() + service["Environment"]
+    env = {"HOME": "/nonexistent", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"}
+    env |= dict(setting.split("=", 1) for setting in settings)
+    given = {
+        "/opt/fedscale/bin": str(BIN),
+        f"/var/lib/{path.stem}": str(state),
+        "%d": str(keys_here),
+        **given,
+    }
+    words = shlex.split(service["ExecStart"][0])
+    for before, here in given.items():
+        words = [word.replace(before, here) for word in words]
+        env = {key: value.replace(before, here) for key, value in env.items()}
+    env |= {"PYTHONPATH": os.environ["PYTHONPATH"]} if os.environ.get("PYTHONPATH") else {}
+    command = ["unshare", "--mount", "sh", "-c", sandbox(state, own / "interpreter"), "sh", *words]
+    return flower_command.start(command, own, own / "log", env)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_units_commands_serve_a_run_for_a_user_without_rights(tmp_path: Path) -> None:
+    """One folder each is all that they can write to; what they leave there is for nobody else to read."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start something as another user")
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        missing("no mount namespaces can be made here")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        place, ports = Path(folder), [str(flower_command.free_port()) for _ in range(2)]
+        place.chmod(0o755)
+        made = tmp_path / "keys"
+        made.mkdir()
+        keys.write_federation(made, keys.LOOPBACK, 1)
+        superlink, node = UNITS
+        processes_of = [started(superlink, place, {p.name: p for p in made.iterdir()}, {"9443": ports[0]})]
+        stack.callback(lambda: end([child for process in processes_of for child in family(process.pid)]))
+        flower_command.await_port(processes_of[0], int(ports[0]), place / superlink.stem / "log")
+        operator = tmp_path / "operator"
+        operator.mkdir()
+        flower_command.write_connection(operator, f"localhost:{ports[0]}", made / "ca.crt", insecure=False)
+        register = ["supernode", "register", made / "nodes/0/key.pub", "here", "--name", "client-0"]
+        flower_command.flwr(register, operator, flower_command.environment(operator))
+        files = {
+            p.relative_to(made / "nodes/0").as_posix(): p
+            for p in (made / "nodes/0").rglob("*")
+            if p.is_file()
+        }
+        told = {"9444": ports[1], "${SUPERLINK}": f"localhost:{ports[0]}"}
+        told["${NODE_CONFIG}"] = "partition-id=0 num-partitions=1"
+        processes_of.append(started(node, place, files, told))
+        try:
+            until(lambda: federation._online(operator) == 1, seconds=90)
+        except AssertionError:
+            pytest.fail(f"the node does not come online: {(place / node.stem / 'log').read_text()}")
+        small = ["data=synthetic", "model=logistic", "strategy=fedavg", "eval_clients=false"]
+        settings = {"num_clients": 1, "clients_per_round": None, "num_rounds": 1}
+        there = {
+            "superlink.address": f"localhost:{ports[0]}",
+            "superlink.root_certificates": str(made / "ca.crt"),
+        }
+        there["superlink.superexec_secret"] = str(made / "superexec.secret")
+        found = whole_runs.run(tmp_path / "run", *small, "engine=superlink", settings=settings | there)
+        for process in processes_of:
+            for member in family(process.pid):
+                assert set(re.findall(r"^[UG]id:(.*)$", status(member), re.M)) == {f"\t{NOBODY}" * 4}
+                assert set(re.findall(r"^Cap\w+:\t(\w+)$", status(member), re.M)) == {"0" * 16}
+        left = [path for stem in UNITS for path in (place / stem.stem / "state").rglob("*")]
+        assert left and not [path for path in left if path.stat().st_mode & 0o077]
+    here = whole_runs.run(tmp_path / "here", *small, "engine.mode=looped", settings=settings)
+    assert found.bytes == here.bytes
+
+
+def status(process: int) -> str:
+    return Path(f"/proc/{process}/status").read_text()
+
+
+def family(process: int) -> list[int]:
+    """A process and what it has started."""
+    children = Path(f"/proc/{process}/task/{process}/children")
+    own = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return [process, *(member for child in own for member in family(child))]

@@ -295,4 +295,7 @@ def test_the_methods_differ(reference: dict[str, tuple[bytes, ...]]) -> None:
 def test_keys_of_a_federation_are_their_owners_alone(nodes: Path) -> None:
     secrets = [nodes / "ca.key", nodes / "server.key", nodes / "superexec.secret"]
     secrets += [nodes / "nodes" / str(node) / "key" for node in range(CLIENTS)]
+    secrets += [nodes / "nodes" / str(node) / "local" / "server.key" for node in range(CLIENTS)]
+    private = [path for path in nodes.rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()]
+    assert {path for path in secrets if path.name != "superexec.secret"} == set(private)
     assert [oct(os.stat(secret).st_mode & 0o777) for secret in secrets] == ["0o600"] * len(secrets)

@@ -145,6 +145,19 @@ def test_torchvision_is_imported_by_its_one_module_alone() -> None:
     assert not violations(sorted(set(SOURCES) - {"fedscale_local._torchvision"}), "torchvision")
 
 
+def test_pickles_are_read_from_own_forks_alone() -> None:
+    """Nor by one of the readers that take pickles: torch's, those of NumPy and pandas."""
+    readers = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+    others = sorted(set(SOURCES) - {"fedscale_local.engines.workers"})
+    assert not violations(others, *readers)
+    assert "pickle" in IMPORTS["fedscale_local.engines.workers"]
+    calls = re.compile(
+        r"allow_pickle\s*=\s*True|\btorch\.load\(|\bread_pickle\(|\.load_state_dict_from_url\("
+    )
+    found = {name for name in others if calls.search(SOURCES[name].read_text(encoding="utf-8"))}
+    assert not found
+
+
 def test_a_forbidden_import_would_be_seen() -> None:
     """The reader above sees each form of import, so an empty list of violations means something."""
     text = "def f():\n    import numpy as np\n    from flwr.server import x\n    from . import scaling\n"
