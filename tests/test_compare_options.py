@@ -103,6 +103,35 @@ def test_what_a_target_takes_is_what_the_first_round_that_reaches_it_has_spent(t
     assert "1 of 2" in page_of(runs, tmp_path / "page.html", target=0.7)
 
 
+def redrawn(run: Path, accuracies: list[float | None], bytes_up: list[int]) -> None:
+    """Give a run these accuracies and bytes, a number a round."""
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for line, accuracy, sent in zip(lines, accuracies, bytes_up, strict=True):
+        line |= {"test_accuracy": accuracy, "bytes_up": sent, "bytes_down": 0}
+        line |= {"test_loss": None} if accuracy is None else {}
+    (run / "rounds.jsonl").write_text("".join(map(run_dirs.line, lines)))
+
+
+def test_the_mean_of_a_curve_is_the_area_under_it_over_its_width(tmp_path: Path) -> None:
+    """Over rounds 2 to 6, which both cover: of the line p / 10 it is 4 / 10, of a tent from 0 to 1 to 0 it is 1 / 2."""
+    compared.run(tmp_path / "line", 0, 0.8, strategy="line")
+    redrawn(tmp_path / "line", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [1] * 6)
+    compared.run(tmp_path / "tent", 0, 0.8, strategy="tent", changes={"eval_every": 2})
+    redrawn(tmp_path / "tent", [None, 0.0, None, 1.0, None, 0.0], [1] * 6)
+    found = {row.method.name.split()[0]: row.of("area").mean for row in of(tmp_path).rows}
+    assert found == {"strategy=line": pytest.approx(0.4), "strategy=tent": pytest.approx(0.5)}
+    found = {row.method.name.split()[0]: row.of("area").mean for row in of(tmp_path, "rounds=4").rows}
+    assert found == {"strategy=line": pytest.approx(0.3), "strategy=tent": pytest.approx(0.5)}
+
+
+def test_at_a_budget_of_bytes_the_area_is_over_bytes(tmp_path: Path) -> None:
+    """0, 1, 1 after 1, 2 and 10 bytes: half of one byte and eight of nine; by rounds it is 3 / 4."""
+    compared.run(tmp_path / "a", 0, 0.8, num_rounds=3)
+    redrawn(tmp_path / "a", [0.0, 1.0, 1.0], [1, 1, 8])
+    assert of(tmp_path, "bytes=10B").rows[0].of("area").mean == pytest.approx(8.5 / 9)
+    assert of(tmp_path).rows[0].of("area").mean == pytest.approx(3 / 4)
+
+
 @pytest.mark.parametrize(
     ("clock", "seconds"),
     [
