@@ -125,11 +125,11 @@ def test_the_mean_of_a_curve_is_the_area_under_it_over_its_width(tmp_path: Path)
 
 
 def test_at_a_budget_of_bytes_the_area_is_over_bytes(tmp_path: Path) -> None:
-    """0, 1, 1 after 1, 2 and 10 bytes: half of one byte and eight of nine; by rounds it is 3 / 4."""
+    """0, 1, 1/2 after 1, 2 and 10 bytes: 1/2 over one byte and 3/4 over eight; by rounds each over one."""
     compared.run(tmp_path / "a", 0, 0.8, num_rounds=3)
-    redrawn(tmp_path / "a", [0.0, 1.0, 1.0], [1, 1, 8])
-    assert of(tmp_path, "bytes=10B").rows[0].of("area").mean == pytest.approx(8.5 / 9)
-    assert of(tmp_path).rows[0].of("area").mean == pytest.approx(3 / 4)
+    redrawn(tmp_path / "a", [0.0, 1.0, 0.5], [1, 1, 8])
+    assert of(tmp_path, "bytes=10B").rows[0].of("area").mean == pytest.approx((1 / 2 + 8 * 3 / 4) / 9)
+    assert of(tmp_path).rows[0].of("area").mean == pytest.approx((1 / 2 + 3 / 4) / 2)
 
 
 @pytest.mark.parametrize(
