@@ -21,10 +21,12 @@ from fedscale_local import keys
 from fedscale_local.engines import flower_command
 from fedscale_local.engines.flower_command import Command
 from fedscale_local.errors import FedscaleError, RunDirError
-from fedscale_local.processes import end, processes_of
+from fedscale_local.processes import end, processes_of, words_of
 
 STATE, PID, HOST = "federation.json", "pid", "127.0.0.1"
 START_SECONDS = 120.0
+ENDED_SECONDS = 90.0
+"""Within which a SuperLink that came back finds that the server's side of a run is gone: two of Flower's heartbeats."""
 
 
 def command(
@@ -139,7 +141,8 @@ def _await_nodes(folder: Path, num_nodes: int) -> None:
 def restart(folder: Path) -> int:
     """Start again what of a federation is not running, with the same address and keys. How many processes.
 
-    Nodes that are running find their SuperLink again by themselves, within half a minute.
+    Nodes that are running find their SuperLink again by themselves, within half a minute. Their clients' processes end
+    where no run is under way any more.
     """
     folder = _existing(folder)
     found = status(folder)
@@ -150,7 +153,30 @@ def restart(folder: Path) -> int:
         else:
             start_node(folder, int(name), found["nodes"], found["address"])
     _await_nodes(folder, found["nodes"])
+    _end_leftovers(folder)
     return len(gone)
+
+
+def _end_leftovers(folder: Path) -> None:
+    """End the processes of clients whose run has ended: one may ask for a message that is gone for two hours."""
+    deadline = time.monotonic() + ENDED_SECONDS
+    while (clients := _clients(folder)) and time.monotonic() < deadline:
+        if not _is_under_way(folder / "superlink"):
+            end(clients)
+            return
+        time.sleep(1)
+
+
+def _clients(folder: Path) -> list[int]:
+    """The processes on the nodes in which a client is at work, or was to be."""
+    found = [process for home in _homes(folder)[1:] for process in processes_of(home)]
+    return [process for process in found if "flwr-clientapp" in words_of(process)]
+
+
+def _is_under_way(home: Path) -> bool:
+    """Has the SuperLink a run that has not ended, as far as it knows?"""
+    runs = flower_command.flwr(["list", flower_command.HERE], home, flower_command.environment(home))["runs"]
+    return not all(run["status"].startswith("finished") for run in runs)
 
 
 def start_superlink(folder: Path) -> int:

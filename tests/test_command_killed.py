@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import real_processes
 import whole_runs
-from real_processes import federated, lines, nothing_left, working
+from real_processes import federated, lines, nothing_left
 
-from fedscale_local import federation, processes
+from fedscale_local import federation
 from fedscale_local.engines import flower_command
 
 NODES = 2
@@ -100,5 +100,3 @@ def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_
     assert (
         tuple((run_dir / name).read_bytes() for name in ("rounds.jsonl", "model.safetensors")) == here.bytes
     )
-    # Flower's client process asks its node for a message for two hours, also when that went down with its run.
-    processes.end(working(nodes))
