@@ -234,6 +234,14 @@ def test_the_memories_are_those_of_the_code() -> None:
     assert [row[0].strip("`") for row in rows("docs/explanation-algorithm.md", "| rule |")] == list(RULES)
 
 
+def test_the_defaults_of_a_round_are_those_of_the_configuration() -> None:
+    text = prose(PAGES["docs/explanation-faults.md"]).partition(" are the defaults")[0].splitlines()[-1]
+    said = dict(re.findall(r"`(\w+)=(\w+)`", text))
+    assert set(said) == {"round_timeout", "min_replies", "on_too_few"}
+    container = to_container(compose.config([]))
+    assert {key: str(container[key]).removesuffix(".0") for key in said} == said
+
+
 def test_a_strategy_and_its_twin_take_fewer_than_forty_lines() -> None:
     written = blocks(PAGES["docs/how-to-add-a-strategy.md"])
     python = [block.text.strip().splitlines() for block in written if block.language == "python"]

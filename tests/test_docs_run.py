@@ -8,7 +8,7 @@ How a fenced block is read, from top to bottom of a page, in one folder a page:
   Python is run.
 * diff: applied to a copy of the repository, which the page's later commands then use.
 
-Lines that set up an environment (make, pip, source) are not run. What a page starts and does not end is ended after it.
+Lines that set up an environment (make, pip, source) are not run. What a page starts it has to end.
 A page's first `fedscale-local` is a program that imports what it needs; those after it are forks of one that has.
 """
 
@@ -34,6 +34,8 @@ from fedscale_local.processes import end
 
 FLOWER = ("flwr", "flower-superlink", "flower-supernode")
 PACKAGES = ("fedscale_local", "strategies", "clients", "conf")
+PAGE = "PAGE_OF_DOCS"
+"""In the environment of all that a page starts, and of what that starts in turn."""
 WARM = Path(__file__).with_name("warm.py")
 
 
@@ -82,7 +84,8 @@ def shims(folder: Path, packages: Path | None, warm: Path | None) -> dict[str, s
         shim.write_text("\n".join([*lines, ""]))
         shim.chmod(0o755)
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FEDSCALE_DATA")}
-    return clean | {"PATH": f"{folder}{os.pathsep}{beside}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+    path = f"{folder}{os.pathsep}{beside}{os.pathsep}{os.environ['PATH']}"
+    return clean | {"PATH": path, "COLUMNS": "120", PAGE: str(folder)}
 
 
 def apply(diff: str, tree: Path) -> None:
@@ -102,18 +105,27 @@ def masked(text: str) -> str:
 
 
 @contextmanager
-def nothing_left(env: dict[str, str]) -> Iterator[None]:
-    """End the processes that a page has left: those that search its own folder of programs."""
+def nothing_left(env: dict[str, str], seconds: float = 20) -> Iterator[None]:
+    """A page ends all that it starts, soon after its last command; if it fails, that is ended here."""
     try:
         yield
+        deadline = time.monotonic() + seconds
+        while processes_of(env) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not (left := processes_of(env)), f"still there after {seconds} s: {sorted(left.values())}"
     finally:
-        mark = f"PATH={env['PATH']}".encode()
-        left = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    left.append(int(entry.name))
-        end(left)
+        end(list(processes_of(env)))
+
+
+def processes_of(env: dict[str, str]) -> dict[int, str]:
+    """What a page has started, by its command line: the processes with the page's mark in their environment."""
+    mark, found = f"{PAGE}={env[PAGE]}".encode(), {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                found[int(entry.name)] = command.decode(errors="replace")
+    return {process: command for process, command in found.items() if command}
 
 
 def play(block: Block, folder: Path, env: dict[str, str]) -> None:
@@ -169,3 +181,12 @@ def test_page_runs_from_top_to_bottom(name: str, tmp_path: Path, request: pytest
                 play(Block("bash", f"python {shlex.quote(str(script))}", None), place, env)
             elif block.language in ("bash", "console"):
                 play(block, place, env)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes through /proc")
+def test_what_a_page_leaves_is_found_and_ended(tmp_path: Path) -> None:
+    env = shims(tmp_path / "bin", None, None)
+    command = f"PATH=/nowhere:$PATH {shlex.quote(shutil.which('sleep') or 'sleep')} 100 >/dev/null 2>&1 &"
+    with pytest.raises(AssertionError, match="sleep 100"), nothing_left(env, seconds=0.5):
+        play(Block("bash", command, None), tmp_path, env)
+    assert not processes_of(env)

@@ -1,8 +1,9 @@
-"""Real SuperNodes that hold one client's shard each and nothing else; then one of them is damaged."""
+"""Real SuperNodes that hold one client's shard each and nothing else; then one is damaged and one is gone."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import whole_runs
 
 from fedscale_local import federation
 from fedscale_local.cli import main
-from fedscale_local.data.shard import ARRAYS
+from fedscale_local.data.shard import ARRAYS, HEADER
 
-NODES, BAD = 2, 1
+NODES, BAD, GONE = 3, 1, 2
 PROBLEM = ["data=synthetic", f"num_clients={NODES}"]
 
 pytestmark = [
@@ -32,7 +33,9 @@ def without_reasons(found: whole_runs.Run) -> list[dict[str, Any]]:
     return [line | {"failures": [failure["client"] for failure in line["failures"]]} for line in found.lines]
 
 
-def test_a_run_on_shards_is_the_same_run_and_goes_on_without_a_damaged_one(tmp_path: Path) -> None:
+def test_a_run_on_shards_is_the_same_run_and_goes_on_without_those_that_are_damaged_or_gone(
+    tmp_path: Path,
+) -> None:
     shards, nodes = tmp_path / "the shards", tmp_path / "federation"
     assert main(["shard", *PROBLEM, "--all", f"--out={shards}"]) == 0
     federation.up(nodes, NODES, shards=shards)
@@ -41,17 +44,18 @@ def test_a_run_on_shards_is_the_same_run_and_goes_on_without_a_damaged_one(tmp_p
         whole = run(tmp_path / "whole", "engine=superlink", **on_nodes)
         file = shards / str(BAD) / ARRAYS
         file.write_bytes(file.read_bytes()[:-1])
-        damaged = run(tmp_path / "damaged", "engine=superlink", **on_nodes)
+        shutil.rmtree(shards / str(GONE))
+        damaged = run(tmp_path / "damaged", "engine=superlink", num_rounds=1, **on_nodes)
     finally:
         federation.down(nodes)
     assert whole.bytes == run(tmp_path / "whole here", "engine.mode=looped", "engine.workers=1").bytes
     for line in damaged.lines:
-        assert line["failures"] and all(
-            failure["client"] == BAD and str(file) in failure["reason"] and "is damaged" in failure["reason"]
-            for failure in line["failures"]
-        )
+        told = {failure["client"]: failure["reason"] for failure in line["failures"]}
+        assert set(told) == {BAD, GONE}
+        assert str(file) in told[BAD] and "is damaged" in told[BAD]
+        assert str(shards / str(GONE) / HEADER) in told[GONE] and "No such file" in told[GONE]
 
-    with whole_runs.absent(BAD):
-        without = run(tmp_path / "without here", "engine.mode=looped", "engine.workers=1")
+    with whole_runs.absent(BAD), whole_runs.absent(GONE):
+        without = run(tmp_path / "without here", "engine.mode=looped", "engine.workers=1", num_rounds=1)
     assert json.dumps(without_reasons(damaged)) == json.dumps(without_reasons(without))
     assert damaged.bytes[1] == without.bytes[1] != whole.bytes[1]
