@@ -1,4 +1,4 @@
-"""The gate gets a browser where it may, says so where it has none, and runs the suites all the same."""
+"""The gate gets a browser and nginx where it may, says what it has not, and runs the suites all the same."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ from pathlib import Path
 
 import pytest
 
-SAID = "no Chromium: tests that look at reports in a browser are skipped; install chromium to run them\n"
-UPDATE, INSTALL = "apt-get update -qq", "apt-get install -y -qq --no-install-recommends chromium"
+UPDATE, INSTALL = "apt-get update -qq", "apt-get install -y -qq --no-install-recommends"
 SUITES = ["make --no-print-directory test", "make --no-print-directory slow"]
-INSTALLS = '[ $1 = update ] || { b=$(dirname "$0")/chromium; printf "#!/bin/sh" > "$b"; chmod +x "$b"; }'
+BOTH = {"google-chrome": "", "nginx": ""}
+
+
+def said(*packages: str) -> str:
+    return f"not installed: {' '.join(packages)}; the tests that need them are skipped\n"
 
 
 @pytest.mark.parametrize(
-    ("programs", "ci", "asked", "said"),
+    ("programs", "ci", "asked", "told"),
     [
-        ({"google-chrome": "", "apt-get": ""}, "true", [], ""),
-        ({"apt-get": INSTALLS}, "true", [UPDATE, INSTALL], ""),
-        ({"apt-get": "[ $1 = update ] || exit 100"}, "true", [UPDATE, INSTALL], SAID),
-        ({"apt-get": INSTALLS}, None, [], SAID),
-        ({}, "true", [], SAID),
+        ({**BOTH, "apt-get": ""}, "true", [], ""),
+        ({"apt-get": ""}, "true", [UPDATE, f"{INSTALL} chromium nginx-light"], ""),
+        ({"chromium": "", "apt-get": ""}, "true", [UPDATE, f"{INSTALL} nginx-light"], ""),
+        (
+            {"nginx": "", "apt-get": "[ $1 = update ] || exit 100"},
+            "true",
+            [UPDATE, f"{INSTALL} chromium"],
+            said("chromium"),
+        ),
+        ({"apt-get": ""}, None, [], said("chromium", "nginx-light")),
+        ({"nginx": ""}, "true", [], said("chromium")),
     ],
-    ids=["is there", "installed", "cannot be had", "no CI", "no apt-get"],
+    ids=["are there", "installed", "one installed", "cannot be had", "no CI", "no apt-get"],
 )
-def test_a_missing_browser_is_installed_in_ci_alone(
-    programs: dict[str, str], ci: str | None, asked: list[str], said: str, repo: Path, tmp_path: Path
+def test_what_is_missing_is_installed_in_ci_alone(
+    programs: dict[str, str], ci: str | None, asked: list[str], told: str, repo: Path, tmp_path: Path
 ) -> None:
     bin, log = tmp_path / "bin", tmp_path / "log"
     bin.mkdir()
-    for name in ("bash", "sh", "dirname", "chmod"):
+    for name in ("bash", "sh", "dirname"):
         (bin / name).symlink_to(str(shutil.which(name)))
     for name, text in {"make": "", **programs}.items():
         (bin / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {log}\n{text}\n')
@@ -43,5 +52,5 @@ def test_a_missing_browser_is_installed_in_ci_alone(
     done = subprocess.run(
         command, env=environment | {"PATH": str(bin)}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0 and done.stderr == said
+    assert done.returncode == 0 and done.stderr == told
     assert log.read_text().splitlines() == [*asked, *SUITES]

@@ -170,6 +170,7 @@ def test_work_in_few_rounds_and_in_many_is_compared_at_equal_local_steps(tmp_pat
                 changes={"client": client},
             )
     space = {"key": "client.step_size", "choices": ["0.1", "0.2", "0.3"], "step": None, "is_log": False}
+    space |= {"low": None, "high": None, "is_int": False}
     trial = {
         "state": "complete",
         "value": 0.5,
