@@ -88,7 +88,8 @@ def objects(config: Config) -> Objects:
     with tempfile.TemporaryDirectory() as place, patch.object(InProcessGrid, "send_and_receive", counting):
         engine = compose.config(["engine.mode=looped", "engine.workers=1"]).engine
         run_dir = lifecycle.run(config.model_copy(update={"engine": engine, "run_dir": f"{place}/run"}))
-        kept = grids[0].client_states().items()
+        told = {node: adapter.kept(state) for node, state in grids[0].states.items()}
+        kept = [(node, state) for node, state in told.items() if state]
         answers = [adapter.message_to(node, state, adapter.STATE) for node, state in kept]
         questions = [adapter.message_to(node, RecordDict(), adapter.STATE) for node, _ in kept]
         states = Traffic(*(sum(map(_object_bytes, messages)) for messages in (answers, questions)))
