@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import re
@@ -79,9 +80,13 @@ def told(place: Path) -> dict[str, bytes]:
         for name in names
         for path in folder.glob(f"*/{name}")
     }
-    stamps = re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d")
+    stamps, tables = (
+        re.compile(rb"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d"),
+        re.compile(rb"(?<=;base64,)[A-Za-z0-9+/=]+"),
+    )
     for name in ("report.html", "sweep.json"):
-        found[name] = stamps.sub(b"", (folder / name).read_bytes())
+        text = tables.sub(lambda table: base64.b64decode(table[0]), (folder / name).read_bytes())
+        found[name] = stamps.sub(b"", text)  # the tables that can be saved have some, too
     return found
 
 
