@@ -1,5 +1,7 @@
 """A run on SuperNodes whose command, and then whose SuperLink, are ended: each time it can be carried on.
 
+A SuperLink that comes back, or freezes, while the command lives: the run goes on, or ends with an error.
+
 A federation of its own, of two nodes: every message to one starts a process there.
 """
 
@@ -9,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +23,8 @@ import whole_runs
 from real_processes import federated, lines, nothing_left
 
 from fedscale_local import federation
-from fedscale_local.engines import flower_command
+from fedscale_local.engines import flower_command, submit
+from fedscale_local.errors import FedscaleError
 
 NODES = 2
 until = partial(real_processes.until, seconds=400)
@@ -100,3 +104,40 @@ def test_a_run_whose_command_and_superlink_are_killed_ends_with_the_bytes_of_an_
     assert (
         tuple((run_dir / name).read_bytes() for name in ("rounds.jsonl", "model.safetensors")) == here.bytes
     )
+
+
+def test_a_run_survives_a_superlink_that_is_started_again_and_ends_at_one_that_is_frozen(
+    nodes: Path, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, rounds = tmp_path / "run", 6
+
+    def superlink() -> int:
+        process: int = federation.status(nodes)["processes"]["superlink"]
+        return process
+
+    def trouble() -> None:
+        until(lambda: len(lines(run_dir)) == 1)
+        time.sleep(1)  # within round 2
+        os.kill(superlink(), signal.SIGKILL)
+        time.sleep(3)
+        federation.start_superlink(nodes)
+        until(lambda: len(lines(run_dir)) >= 3)
+        os.kill(superlink(), signal.SIGSTOP)
+
+    monkeypatch.setattr(submit, "WATCH_SECONDS", 5.0)
+    monkeypatch.setattr(flower_command, "ANSWER_SECONDS", 30.0)
+    helper = threading.Thread(target=trouble)
+    helper.start()
+    on_nodes = {"superlink.federation": str(nodes), "round_timeout": 120.0, "num_rounds": rounds}
+    try:
+        with pytest.raises(
+            FedscaleError, match=r"says nothing of the run any more .*: no answer in 30 s"
+        ) as told:
+            whole_runs.run(run_dir, *OURS, "checkpoint_every=1", "engine=superlink", settings=on_nodes)
+    finally:
+        helper.join()
+        os.kill(superlink(), signal.SIGKILL)
+    assert f"carry on with: fedscale-local resume {run_dir}" in told.value.__notes__
+    found = lines(run_dir)
+    assert 3 <= len(found) < rounds
+    assert all(line["failures"] == [] for line in found), "what was under way is not lost"
